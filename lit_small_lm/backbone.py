@@ -1,0 +1,210 @@
+"""The backbone: a stack of layers that is told who may look at whom. The whole forward pass is on this screen."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_small_lm.context import Context, Kind
+from lit_small_lm.errors import RequestError, not_known, shown
+from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.canon import CausalCanon
+from lit_small_lm.nn.head import token_nll
+from lit_small_lm.nn.init import NormalInit
+from lit_small_lm.nn.mlp import GatedMLP
+from lit_small_lm.nn.positions import Rotary
+from lit_small_lm.nn.residual import PreNorm
+from lit_small_lm.plugin import (
+    FFN,
+    Canon,
+    Dims,
+    Embedding,
+    Init,
+    Linear,
+    Mixer,
+    NormScheme,
+    Parameter,
+    Positions,
+    Site,
+    Spec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec(Spec):
+    """One kind of layer: a mixer, an FFN, and where Canon layers stand."""
+
+    mixer: Mixer = Attention()
+    """Mixes positions."""
+    ffn: FFN = GatedMLP()
+    """Transforms each position."""
+    canon: Canon = CausalCanon()
+    """The Canon layer put at `canon_at`."""
+    canon_at: str = ""
+    """Letters of ABCD: A before the mixer, B inside it, C before the FFN, D inside it; empty: none."""
+    positions: Positions | None = None
+    """Positions of this kind of layer; null: the backbone's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec(Spec):
+    """A family: one norm scheme for the stack, and kinds of layers with a pattern that tiles them to depth."""
+
+    norm: NormScheme = PreNorm()
+    """How branches join the residual stream."""
+    layer: LayerSpec = LayerSpec()
+    """The kind of layer that the pattern calls "layer"."""
+    more_layers: dict[str, LayerSpec] = dataclasses.field(default_factory=dict)
+    """Further kinds of layers, by the name the pattern calls them."""
+    pattern: tuple[str, ...] = ("layer",)
+    """Kinds of layers, repeated until the depth is reached."""
+    positions: Positions = Rotary()
+    """How the network knows the order of tokens."""
+    init: Init = NormalInit()
+    """Initial weights by role."""
+    head: Literal["tied", "untied"] = "tied"
+    """Whether the output head shares the embedding's weights."""
+
+    def layers(self, depth: int) -> list[LayerSpec]:
+        """The kind of each of `depth` layers. Raises RequestError for a name in the pattern that is no kind."""
+        named = {"layer": self.layer, **self.more_layers}
+        for name in self.pattern:
+            if name not in named:
+                raise not_known("backbone.pattern", name, named, "kind of layer")
+        if not self.pattern:
+            raise RequestError("backbone.pattern: () is empty; it needs at least one kind of layer")
+        return [named[self.pattern[i % len(self.pattern)]] for i in range(depth)]
+
+    def refuse_kind(self, kind: Kind) -> None:
+        """Raise RequestError if a part in use cannot honour a visibility of this kind."""
+        for layer in (self.layer, *self.more_layers.values()):
+            for part in (layer.mixer, *((layer.canon,) if layer.canon_at else ())):
+                if kind not in part.kinds:
+                    name, honoured = type(part).__name__, ", ".join(part.kinds)
+                    raise RequestError(f"{name} does not go with a {kind} objective; it honours: {honoured}")
+
+    def report_concerns(self) -> None:
+        """Warn of what the norm scheme does not go well with; a concern of level "error" is a RequestError."""
+        for concern in self.norm.conflicts:
+            if concern.about == type(self.init).__name__:
+                text = f"backbone.norm {type(self.norm).__name__} with backbone.init {concern.about}: {concern.why}"
+                if concern.level == "error":
+                    raise RequestError(text)
+                warnings.warn(text, stacklevel=2)
+
+
+class Layer(nn.Module):
+    """A mixer and an FFN, joined to the carry by the norm scheme; the same class whatever the scheme."""
+
+    def __init__(self, spec: LayerSpec, scheme: NormScheme, site: Site) -> None:
+        super().__init__()
+        self.mixer_path = scheme.build(site.at("mixer"))
+        self.canon_a = site.tap("A", site.dim)
+        self.mixer = spec.mixer.build(site.at("mixer"))
+        self.ffn_path = scheme.build(site.at("ffn"))
+        self.canon_c = site.tap("C", site.dim)
+        self.ffn = spec.ffn.build(site.at("ffn"))
+        for branch, place in ((self.mixer, "mixer"), (self.ffn, "ffn")):
+            for module in branch.modules():
+                if isinstance(module, Linear) and module.role in ("out", "down"):
+                    module.factor = scheme.branch_init(site.at(place))
+
+    def forward(self, carry, ctx: Context):
+        carry = self.mixer_path(carry, lambda h: self.mixer(self.canon_a(h, ctx), ctx))
+        return self.ffn_path(carry, lambda h: self.ffn(self.canon_c(h, ctx), ctx))
+
+
+class Backbone(nn.Module):
+    """tokens -> logits, or the negative log-likelihood of targets.
+
+    Args:
+        spec: the family.
+        dims: the resolved shape.
+        vocab_size: ids the tokenizer has.
+
+    Raises:
+        RequestError: parts that do not go together, naming both.
+    """
+
+    def __init__(self, spec: BackboneSpec, dims: Dims, vocab_size: int) -> None:
+        super().__init__()
+        self.spec, self.dims = spec, dims
+        self.embed = Embedding(vocab_size, dims.dim, role="embedding")
+        self.embed_positions = spec.positions.embed(dims.dim)
+        self.open = spec.norm.open(dims.dim)
+        self.layers = nn.ModuleList(_layer(spec, kind, dims, i) for i, kind in enumerate(spec.layers(dims.n_layers)))
+        self.close = spec.norm.close(dims.dim)
+        self.head = None if spec.head == "tied" else Linear(dims.dim, vocab_size, role="head")
+        self.init_weights()
+
+    def forward(
+        self, tokens: Tensor, ctx: Context, targets: Tensor | None = None, scored: Tensor | None = None
+    ) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V), or nats (B, T) of `targets` (B, T).
+
+        With `scored` (M,), indices into the B*T positions, only those get logits (M, V) or nats (M,).
+        """
+        x = self.embed(tokens)  # (B, T, D)
+        if self.embed_positions is not None:
+            x = self.embed_positions(x, ctx)
+        carry = self.open(x)
+        for layer in self.layers:
+            carry = layer(carry, ctx)
+        x = self.close(carry)
+        if ctx.cache is not None:
+            ctx.cache.advance(tokens.shape[1])
+        if scored is not None:
+            x = x.flatten(0, 1)[scored]  # (M, D)
+        weight = self.embed.weight if self.head is None else self.head.weight
+        if targets is None:
+            return F.linear(x, weight)
+        return token_nll(x.flatten(0, -2), weight, targets.flatten()).view(targets.shape)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw every weight anew; also after `to_empty` on a network built on the meta device."""
+        for module in self.modules():
+            if isinstance(module, (Linear, Embedding)):
+                nn.init.normal_(module.weight, std=self.spec.init.std(module.role, self.dims) * module.factor)
+                if isinstance(module, Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif next(module.parameters(recurse=False), None) is not None:
+                module.reset_parameters()
+
+    def named_roles(self) -> Iterator[Parameter]:
+        """Every parameter with its role and what Init says of it; parameters without a role count as norms."""
+        for prefix, module in self.named_modules():
+            for name, tensor in module.named_parameters(prefix, recurse=False):
+                role = parameter_role(module, name, tensor)
+                yield Parameter(name, tensor, role, self.spec.init.decays(role), self.spec.init.lr_scale(role))
+
+    def limit(self) -> int | None:
+        """The longest document that has positions, or None."""
+        return self.spec.positions.limit()
+
+
+def parameter_role(module: nn.Module, name: str, tensor: Tensor) -> str:
+    """The role of a parameter: its module's, "bias", "norm" for vectors, "other" for the rest."""
+    if name.endswith("bias"):
+        return "bias"
+    if isinstance(module, (Linear, Embedding)):
+        return module.role
+    return "norm" if tensor.ndim < 2 else "other"
+
+
+def _layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer:
+    letters = set(kind.canon_at)
+    if not letters <= set("ABCD") or len(letters) != len(kind.canon_at):
+        raise RequestError(f"canon_at: {shown(kind.canon_at)!r}; allowed: letters of ABCD, each at most once")
+    site = Site(dims, index, positions=kind.positions or spec.positions, canon=kind.canon, canon_at=kind.canon_at)
+    layer = Layer(kind, spec.norm, site)
+    unclaimed = letters - site.claimed
+    if unclaimed:
+        parts = f"{type(kind.mixer).__name__} with {type(kind.ffn).__name__}"
+        raise RequestError(f"canon_at: {''.join(sorted(unclaimed))} has no place in a layer of {parts}")
+    return layer

@@ -1,0 +1,213 @@
+"""Checkpoints: the record that makes one self-describing, and `load`, which rebuilds a model from it alone.
+
+Files are read with `weights_only=True`; names in a record are looked up among the known classes and never imported.
+"""
+
+import dataclasses
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_small_lm import __version__
+from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.context import Context, Visibility
+from lit_small_lm.discovery import describe, discover
+from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.plugin import Encoder, Objective, Sampler, Shape, Spec, Tokenizer
+
+FORMAT = 1
+RECORD = "lit_small_lm"
+NAME = re.compile(r"step=(\d+)\.ckpt")
+
+
+def checkpoint_name(step: int) -> str:
+    """The file name of the checkpoint of a step."""
+    return f"step={step:08d}.ckpt"
+
+
+def step_of(path: Path) -> int | None:
+    """The step a checkpoint file is named after, or None if it is not named as a checkpoint."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def checkpoints_in(run_dir: Path) -> list[Path]:
+    """A run's checkpoints, highest step first."""
+    files = [file for file in (run_dir / "checkpoints").glob("step=*.ckpt") if step_of(file) is not None]
+    return sorted(files, key=step_of, reverse=True)
+
+
+def make_record(
+    *,
+    backbone: BackboneSpec,
+    shape: Shape,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+    **counters: float,
+) -> dict[str, Any]:
+    """What `load` needs, as plain data: Specs, tokenizer, the plug-ins in use, and counters."""
+    specs = {"backbone": backbone, "shape": shape, "objective": objective}
+    used = {type(spec) for root in (*specs.values(), tokenizer) for spec in _walk(root)}
+    plugins = [dataclasses.asdict(describe(cls)) for cls in sorted(used, key=lambda cls: cls.__name__)]
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        **{name: spec.to_dict() for name, spec in specs.items()},
+        "tokenizer": {"spec": tokenizer.to_dict(), "record": encoder.record()},
+        "vocab_size": encoder.vocab_size,
+        "specials": encoder.specials(),
+        "plugins": [plugin for plugin in plugins if plugin["source"] != "built-in"],
+        **counters,
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file.
+
+    Raises:
+        RequestError: the file does not exist.
+        RunError: it is damaged, or holds something other than tensors and plain data (refused, nothing runs).
+    """
+    if not path.is_file():
+        raise RequestError(f"checkpoint: {shown(str(path))} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RunError(f"checkpoint: {path} was refused; it is not tensors and plain data only") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunError(f"checkpoint: {path} is damaged ({str(error).splitlines()[0][:80]})") from error
+
+
+def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The record of a checkpoint, brought to the present format.
+
+    Raises:
+        RequestError: it has none, or a later version of the package wrote it.
+    """
+    record = checkpoint.get(RECORD)
+    if record is None:
+        raise RequestError("checkpoint: it has no lit_small_lm record; it was not written by this package")
+    if record["format"] > FORMAT:
+        raise RequestError(
+            f"checkpoint: format {record['format']} of version {record['version']}; version {__version__} reads up to "
+            f"format {FORMAT}"
+        )
+    return record
+
+
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The backbone's state dict."""
+    return {key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")}
+
+
+def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The readable checkpoint of the highest step, and its content; damaged ones are warned of and passed over.
+
+    Raises:
+        RequestError: the folder holds no checkpoint.
+        RunError: all of them are damaged.
+    """
+    files, reasons = checkpoints_in(run_dir), []
+    if not files:
+        raise RequestError(f"{shown(str(run_dir))}: no checkpoint in it (checkpoints/{checkpoint_name(0)} and so on)")
+    for file in files:
+        try:
+            return file, read(file)
+        except RunError as error:
+            reasons.append(str(error))
+            warnings.warn(f"{error}; trying the one before", stacklevel=2)
+    raise RunError("; ".join(reasons))
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A trained model, ready to score and to generate."""
+
+    net: Backbone
+    objective: Objective
+    encoder: Encoder
+    record: dict[str, Any]
+    """What the checkpoint says of itself: Specs, counters, plug-ins."""
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V); every row is one document, begun by `encoder.end`."""
+        return self.net(tokens, Context(Visibility.rows(tokens, kind=self.objective.kind)))
+
+    def generate(self, prompt: str, max_new_tokens: int, sampler: Sampler | None = None, seed: int = 0) -> Iterator[str]:
+        """Yield pieces of the continuation of `prompt` as they are drawn; ends at the document's end.
+
+        Raises:
+            RequestError: prompt and new tokens exceed the positions the model has.
+        """
+        encoder = self.encoder
+        ids = [encoder.end, *encoder.encode([prompt])[0]]
+        limit = self.net.limit()
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise RequestError(f"--max_new_tokens: {len(ids)} prompt tokens + {max_new_tokens}; the model has {limit} positions")
+        start, done = torch.tensor([ids], device=self.net.embed.weight.device), ""
+        never = (encoder.pad, encoder.mask)
+        for frame in (sampler or self.objective.sampler()).frames(self.net, start, max_new_tokens, seed, never):
+            new = frame.tokens[0, len(ids) :].tolist()
+            if new[-1] == encoder.end:
+                break
+            text = encoder.decode(new)
+            if not text.endswith("\ufffd"):  # an unfinished UTF-8 character waits for its next byte
+                yield text[len(done) :]
+                done = text
+
+
+def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cpu") -> LanguageModel:
+    """Rebuild backbone, objective and tokenizer from a checkpoint file, or from the newest good one of a run folder.
+
+    Args:
+        path: a `.ckpt` file or a run folder.
+        plugins: files or folders of your own plug-ins that the model was built with.
+        device: where the network goes.
+
+    Raises:
+        RequestError: nothing to load there, or a plug-in it needs is not known.
+        RunError: the file is damaged.
+    """
+    discover(plugins)
+    path = Path(path)
+    checkpoint = newest(path)[1] if path.is_dir() else read(path)
+    record = record_of(checkpoint)
+    _need(record["plugins"])
+    encoder = Tokenizer.from_dict(record["tokenizer"]["spec"]).restore(record["tokenizer"]["record"])
+    dims = Shape.from_dict(record["shape"]).resolve()
+    net = Backbone(BackboneSpec.from_dict(record["backbone"]), dims, record["vocab_size"])
+    net.load_state_dict(weights_of(checkpoint))
+    objective = Objective.from_dict(record["objective"])
+    return LanguageModel(net.eval().to(device), objective, encoder, record)
+
+
+def _need(plugins: Iterable[dict[str, str]]) -> None:
+    paths = {describe(cls).class_path for cls in _subclasses(Spec)}
+    for plugin in plugins:
+        if plugin["class_path"] not in paths:
+            raise RequestError(f"checkpoint: it needs plug-in {plugin['name']} ({plugin['source']}); name it with --plugins")
+
+
+def _subclasses(cls: type[Spec]) -> Iterator[type[Spec]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _walk(spec: Spec) -> Iterator[Spec]:
+    yield spec
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        members = value.values() if isinstance(value, dict) else [value]
+        for member in members:
+            if isinstance(member, Spec):
+                yield from _walk(member)

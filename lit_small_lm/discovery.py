@@ -1,0 +1,151 @@
+"""Finds plug-ins: everything a short name on the command line or in a saved config may mean.
+
+Built-in rooms are imported by name; `lit_small_lm.plugins` (research variants), the entry-point group
+`lit_small_lm.plugins` of installed distributions and files or folders of the user are searched. A plug-in that fails
+to import is a warning that names file and exception, and the rest load.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from lit_small_lm.errors import RequestError, shown
+from lit_small_lm.spec import Spec, class_path, kinds, known, origin
+
+GROUP = "lit_small_lm.plugins"
+USER_PACKAGE = "lit_small_lm_user"
+BUILT_IN = ("backbone", "shapes", "nn", "objectives", "samplers", "data.sources", "data.tokenizer", "training.optim")
+
+
+class PluginWarning(UserWarning):
+    """A plug-in could not be loaded, or two paths hold one name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a Spec class comes from, as recorded in checkpoints and shown by `lit-small-lm plugins`."""
+
+    kind: str
+    name: str
+    class_path: str
+    source: str
+    """"built-in", "plugin", "file PATH" or "DISTRIBUTION VERSION"."""
+    digest: str
+    """SHA-256 of the defining file."""
+
+
+_DISTRIBUTIONS: dict[str, str] = {}
+
+
+def discover(paths: Iterable[str | Path] = ()) -> None:
+    """Import every built-in, shipped, installed and user plug-in; safe to call again.
+
+    Args:
+        paths: files (`x.py`) or folders (every `*.py` in them, and packages) of the user.
+
+    Raises:
+        RequestError: a path does not exist or cannot be a plug-in, or two classes share a name.
+    """
+    for room in BUILT_IN:
+        _import_all(f"lit_small_lm.{room}")
+    _import_all(GROUP)
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if _attempt(entry.value, entry.load) and entry.dist is not None:
+            _DISTRIBUTIONS[entry.module.split(".")[0]] = f"{entry.dist.name} {entry.dist.version}"
+    for path in paths:
+        _load_path(Path(path))
+    for kind in kinds().values():
+        known(kind)
+
+
+def origins() -> list[Origin]:
+    """Every known Spec class with where it comes from, by kind and name."""
+    return [describe(cls, kind) for kind, base in kinds().items() for cls in known(base).values()]
+
+
+def describe(cls: type[Spec], kind: str = "") -> Origin:
+    """Where one Spec class comes from."""
+    file, module = Path(origin(cls)), cls.__module__
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    if module.startswith(USER_PACKAGE):
+        source = f"file {file}"
+    elif module.startswith(GROUP):
+        source = "plugin"
+    elif module.startswith("lit_small_lm."):
+        source = "built-in"
+    else:
+        source = _DISTRIBUTIONS.get(module.split(".")[0], module)
+    return Origin(kind, cls.__name__, class_path(cls), source, digest)
+
+
+def _import_all(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        return
+    module = importlib.import_module(name)
+    for info in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
+        if ".test_" in info.name:
+            continue
+        if name == GROUP:
+            _attempt(info.name, lambda found=info.name: importlib.import_module(found))
+        else:
+            importlib.import_module(info.name)
+
+
+def _attempt(what: str, load) -> bool:
+    try:
+        load()
+        return True
+    except RequestError:
+        raise
+    except Exception as error:  # a broken plug-in must not take the others down
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} in {frame.filename}:{frame.lineno}: {error}"
+        warnings.warn(f"plug-in {what} was not loaded: {where}", PluginWarning, stacklevel=2)
+        return False
+
+
+def _load_path(path: Path) -> None:
+    if not path.exists():
+        raise RequestError(f"--plugins: {shown(str(path))} does not exist (looked in {Path.cwd()})")
+    files = [path] if path.is_file() else sorted(_plugin_files(path))
+    if not files or any(file.suffix != ".py" for file in files):
+        raise RequestError(f"--plugins: {shown(str(path))} holds no Python file (*.py)")
+    if USER_PACKAGE not in sys.modules:
+        package = sys.modules[USER_PACKAGE] = types.ModuleType(USER_PACKAGE)
+        package.__path__ = []
+    for file in files:
+        _attempt(str(file), lambda file=file: _load_file(file))
+
+
+def _plugin_files(folder: Path) -> Iterable[Path]:
+    if (folder / "__init__.py").exists():
+        return [folder / "__init__.py"]
+    packages = [child / "__init__.py" for child in folder.iterdir() if (child / "__init__.py").exists()]
+    return [file for file in folder.glob("*.py") if not file.name.startswith("test_")] + packages
+
+
+def _load_file(file: Path) -> None:
+    stem = file.parent.name if file.name == "__init__.py" else file.stem
+    name = f"{USER_PACKAGE}.{stem}"
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        if Path(loaded.__file__).resolve() != file.resolve():
+            raise RequestError(f"--plugins: two files are named {stem}: {loaded.__file__} and {file}")
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    setattr(sys.modules[USER_PACKAGE], stem, module)

@@ -1,0 +1,1 @@
+"""Parts of a network: norms, residual schemes, attention, short convolutions, Canon layers, MLPs, positions, init."""

@@ -1,0 +1,71 @@
+"""Attention: multi-head, grouped-query (arXiv 2305.13245) and multi-query, by PyTorch's fused kernel.
+
+The mask comes from the Visibility; rows of one document need none. `plain_attention` is the oracle.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_small_lm.context import Context
+from lit_small_lm.plugin import Linear, Mixer, Site, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Mixer):
+    """Softmax attention over what the Visibility shows; heads and key/value heads come from the shape."""
+
+    shift: Literal["bias", "none"] = "none"
+    """Whether the projections have biases."""
+    window: int | None = setting(None, low=1, unit="positions")
+    """Visible keys, the query included; null: all."""
+    dropout: float = setting(0.0, low=0, below=1, unit="probability")
+    """On the output, while training."""
+
+    def build(self, site: Site) -> nn.Module:
+        return AttentionMixer(self, site)
+
+
+class AttentionMixer(nn.Module):
+    """h (B, T, D) -> (B, T, D) through one fused projection to queries, keys and values; Canon B spans all three."""
+
+    def __init__(self, spec: Attention, site: Site) -> None:
+        super().__init__()
+        dims, bias = site.dims, spec.shift == "bias"
+        self.layer, self.window, self.dropout = site.layer, spec.window, spec.dropout
+        self.head_dim = dims.head_dim
+        self.widths = [heads * dims.head_dim for heads in (dims.n_heads, dims.n_kv_heads, dims.n_kv_heads)]
+        self.qkv_proj = Linear(dims.dim, sum(self.widths), role="qkv", bias=bias)
+        self.canon = site.tap("B", sum(self.widths))
+        self.rotate = site.positions.rotate(dims.head_dim) if site.positions else None
+        self.o_proj = Linear(dims.n_heads * dims.head_dim, dims.dim, role="out", bias=bias)
+
+    def forward(self, h: Tensor, ctx: Context) -> Tensor:
+        joined = self.canon(self.qkv_proj(h), ctx)  # (B, T, (H+2G)K)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in joined.split(self.widths, -1))
+        if self.rotate is not None:  # q (B, H, T, K), k and v (B, G, T, K)
+            q, k = self.rotate(q, k, ctx)
+        if ctx.cache is not None:
+            keys = ctx.keys()
+            k, v = ctx.cache.keys_values(self.layer, k, v)
+            mask = ctx.trace.once(("mask", self.window), lambda: ctx.visibility.dense(keys, self.window))
+        elif ctx.visibility.doc_ids is None and self.window is None:
+            mask = None
+        else:
+            mask = ctx.trace.once(("mask", self.window), lambda: ctx.visibility.dense(window=self.window))
+        causal = mask is None and ctx.visibility.kind == "causal"
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1])
+        out = out.transpose(1, 2).flatten(2)  # (B, H, T, K) -> (B, T, HK)
+        return F.dropout(self.o_proj(out), self.dropout, self.training)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The plain twin: q (B, H, T, K), k and v (B, G, S, K), mask (B, 1, T, S) of booleans -> (B, H, T, K)."""
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)  # (B, H, S, K)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1) @ v

@@ -1,0 +1,79 @@
+"""Feed-forward networks: gated (SwiGLU and kin, arXiv 2002.05202) and plain."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_small_lm.context import Context
+from lit_small_lm.plugin import FFN, Linear, Site, setting
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda h: F.relu(h).square(),
+}
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedMLP(FFN):
+    """down(activation(gate(h)) * up(h)); SwiGLU with the default activation."""
+
+    activation: Activation = "silu"
+    """Applied to the gate."""
+    dropout: float = setting(0.0, low=0, below=1, unit="probability")
+    """On the output, while training."""
+
+    def build(self, site: Site) -> nn.Module:
+        return GatedFFN(self, site)
+
+
+class GatedFFN(nn.Module):
+    """h (B, T, D) -> (B, T, D) through one fused projection to gate and up; Canon D spans both."""
+
+    def __init__(self, spec: GatedMLP, site: Site) -> None:
+        super().__init__()
+        hidden = site.dims.hidden
+        self.activation, self.dropout = ACTIVATIONS[spec.activation], spec.dropout
+        self.gate_up_proj = Linear(site.dim, 2 * hidden, role="gate_up")
+        self.canon = site.tap("D", 2 * hidden)
+        self.down_proj = Linear(hidden, site.dim, role="down")
+
+    def forward(self, h: Tensor, ctx: Context) -> Tensor:
+        gate, up = self.canon(self.gate_up_proj(h), ctx).chunk(2, dim=-1)  # (B, T, F) each
+        return F.dropout(self.down_proj(self.activation(gate) * up), self.dropout, self.training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP(FFN):
+    """down(activation(up(h))): GPT-2's with bias."""
+
+    activation: Activation = "gelu_tanh"
+    """Between the two projections."""
+    shift: Literal["bias", "none"] = "none"
+    """Whether the projections have biases."""
+    dropout: float = setting(0.0, low=0, below=1, unit="probability")
+    """On the output, while training."""
+
+    def build(self, site: Site) -> nn.Module:
+        return PlainFFN(self, site)
+
+
+class PlainFFN(nn.Module):
+    """h (B, T, D) -> (B, T, D); Canon D spans the hidden width."""
+
+    def __init__(self, spec: MLP, site: Site) -> None:
+        super().__init__()
+        hidden, bias = site.dims.hidden, spec.shift == "bias"
+        self.activation, self.dropout = ACTIVATIONS[spec.activation], spec.dropout
+        self.up_proj = Linear(site.dim, hidden, role="up", bias=bias)
+        self.canon = site.tap("D", hidden)
+        self.down_proj = Linear(hidden, site.dim, role="down", bias=bias)
+
+    def forward(self, h: Tensor, ctx: Context) -> Tensor:
+        h = self.activation(self.canon(self.up_proj(h), ctx))  # (B, T, F)
+        return F.dropout(self.down_proj(h), self.dropout, self.training)

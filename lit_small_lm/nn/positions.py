@@ -1,0 +1,87 @@
+"""Positions: rotary (RoPE, arXiv 2104.09864; half-split pairs as in Llama), learned (GPT-2), or none."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_small_lm.context import Context
+from lit_small_lm.errors import RequestError
+from lit_small_lm.plugin import Embedding, Positions, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary(Positions):
+    """Rotates pairs of query and key channels by an angle that grows with the position."""
+
+    base: float = setting(10000.0, above=0)
+    """Wavelengths run from 2 pi to 2 pi base positions."""
+    share: float = setting(1.0, above=0, high=1)
+    """The share of each head that is rotated, from its first channel on."""
+
+    def rotate(self, head_dim: int) -> nn.Module:
+        width = round(head_dim * self.share)
+        if width % 2 or width == 0:
+            raise RequestError(f"positions.share {self.share} of head_dim {head_dim} rotates {width} channels; allowed: even")
+        return Rotate(width, self.base)
+
+    def limit(self) -> None:
+        return None
+
+
+class Rotate(nn.Module):
+    """q, k -> rotated q, k; the table of angles is shared by all layers of a forward pass."""
+
+    def __init__(self, width: int, base: float) -> None:
+        super().__init__()
+        self.width, self.base = width, base
+
+    def forward(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        key = ("rotary", self.width, self.base)
+        cos, sin = ctx.trace.once(key, lambda: self.table(ctx.visibility.positions, q.dtype))
+        return self._turn(q, cos, sin), self._turn(k, cos, sin)
+
+    def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, 1, T, width/2) of each position's angles, computed in float32 or better."""
+        exact = torch.promote_types(dtype, torch.float32)
+        exponent = torch.arange(0, self.width, 2, device=positions.device, dtype=exact) / self.width
+        angles = positions[:, None, :, None].to(exact) * self.base**-exponent
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        half = self.width // 2
+        a, b, rest = x.split([half, half, x.shape[-1] - self.width], dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(Positions):
+    """One learned vector a position, added to the embedded token."""
+
+    length: int = setting(1024, low=1, unit="positions")
+    """How many positions there are; longer documents are refused."""
+
+    def embed(self, dim: int) -> nn.Module:
+        return LearnedTable(self.length, dim)
+
+    def limit(self) -> int:
+        return self.length
+
+
+class LearnedTable(nn.Module):
+    """x (B, T, D) -> x plus the vector of its position."""
+
+    def __init__(self, length: int, dim: int) -> None:
+        super().__init__()
+        self.table = Embedding(length, dim, role="positions")
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        return x + self.table(ctx.visibility.positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPositions(Positions):
+    """No positions at all (NoPE, arXiv 2305.19466)."""
+
+    def limit(self) -> None:
+        return None

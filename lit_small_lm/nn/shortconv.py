@@ -1,0 +1,39 @@
+"""Gated short convolution as a mixer, attention's equal (LFM2, arXiv 2511.23404)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_small_lm.context import Context
+from lit_small_lm.nn.neighbours import NeighbourSum
+from lit_small_lm.plugin import Linear, Mixer, Site, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConv(Mixer):
+    """out(c * sum over left neighbours of (b * x)), with b, c and x projected from the input."""
+
+    kernel: int = setting(3, low=1, unit="positions")
+    """Taps, the position itself included."""
+    dropout: float = setting(0.0, low=0, below=1, unit="probability")
+    """On the output, while training."""
+
+    def build(self, site: Site) -> nn.Module:
+        return ShortConvMixer(self, site)
+
+
+class ShortConvMixer(nn.Module):
+    """h (B, T, D) -> (B, T, D); Canon B spans the three projections."""
+
+    def __init__(self, spec: ShortConv, site: Site) -> None:
+        super().__init__()
+        self.dropout = spec.dropout
+        self.in_proj = Linear(site.dim, 3 * site.dim, role="qkv")
+        self.canon = site.tap("B", 3 * site.dim)
+        self.sum = NeighbourSum(site.dim, spec.kernel, site.address)
+        self.o_proj = Linear(site.dim, site.dim, role="out")
+
+    def forward(self, h: Tensor, ctx: Context) -> Tensor:
+        b, c, x = self.canon(self.in_proj(h), ctx).chunk(3, dim=-1)  # (B, T, D) each
+        return F.dropout(self.o_proj(c * self.sum(b * x, ctx)), self.dropout, self.training)

@@ -1,0 +1,1 @@
+"""Objectives: what a model is asked, and how its answer counts."""

@@ -1,0 +1,28 @@
+"""Next-token prediction: the exact negative log-likelihood of text, left to right.
+
+A token that begins a document is the end token; as the target of a document's last token it asks "does the text end
+here?", so every target is predicted from its own document alone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lit_small_lm.context import Kind, Visibility
+from lit_small_lm.plugin import Batch, Objective, Query, Sampler
+from lit_small_lm.samplers.autoregressive import Autoregressive
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken(Objective):
+    """Each position predicts the token after it."""
+
+    kind: ClassVar[Kind] = "causal"
+    bound: ClassVar = "exact"
+
+    def query(self, batch: Batch, key: tuple[int, int]) -> Query:
+        tokens, doc_ids = batch.tokens[:, :-1], batch.doc_ids[:, :-1]
+        weights = None if batch.loss_mask is None else batch.loss_mask.float()
+        return Query(tokens, Visibility.rows(tokens, doc_ids, self.kind), batch.tokens[:, 1:], weights)
+
+    def sampler(self) -> Sampler:
+        return Autoregressive()

@@ -1,0 +1,429 @@
+"""Every contract of the package: what a shape, norm scheme, mixer, objective, sampler or source has to offer.
+
+To extend the package, subclass one kind below as a frozen dataclass; nothing else has to be registered:
+
+    @dataclass(frozen=True, kw_only=True)
+    class MyScheme(NormScheme):
+        norm: Norm = RMSNorm()
+        def build(self, site): ...
+
+A Spec is a value (config, help text, saved record); what it builds is a plain `nn.Module`.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_small_lm.context import Context, Kind, Visibility
+from lit_small_lm.spec import Spec, find, kinds, known, setting
+
+__all__ = [
+    "Batch", "Branch", "Canon", "Concern", "Dims", "Document", "Encoder", "FFN", "Frame", "Init", "Linear", "Mixer",
+    "Net", "Noise", "Norm", "NormScheme", "Objective", "Optim", "Parameter", "Positions", "Query", "Sampler", "Shape",
+    "Site", "Source", "Spec", "Split", "Tokenizer", "find", "kinds", "known", "setting",
+]  # fmt: skip
+
+EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional")
+Branch = Callable[[Tensor], Tensor]
+"""One branch of a layer: the normed input h (B, T, D) -> its output (B, T, D)."""
+Split = Literal["train", "validation", "test"]
+
+
+# --------------------------------------------------------------------------------------------- shape and surroundings
+@dataclass(frozen=True)
+class Dims:
+    """A resolved shape: every width a network is built from."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(Spec):
+    """Depth and widths of a network, tried with any family."""
+
+    @abc.abstractmethod
+    def resolve(self) -> Dims:
+        """The widths. Raises RequestError when they do not go together, naming both values."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """All a part may know of its surroundings."""
+
+    dims: Dims
+    """The resolved shape."""
+    layer: int
+    """Index of the layer, from 0."""
+    place: str = ""
+    """Where in the layer: "mixer", "ffn", or "canon_A" to "canon_D"."""
+    positions: "Positions | None" = None
+    """How this layer's mixer knows positions."""
+    canon: "Canon | None" = None
+    """The Canon layer to put at the letters of `canon_at`."""
+    canon_at: str = ""
+    """Letters of the Canon positions asked for."""
+    claimed: set[str] = dataclasses.field(default_factory=set, compare=False)
+    """Letters that a part has offered a place for; a letter of `canon_at` nobody claims is an error."""
+
+    @property
+    def dim(self) -> int:
+        return self.dims.dim
+
+    @property
+    def n_layers(self) -> int:
+        return self.dims.n_layers
+
+    @property
+    def address(self) -> Hashable:
+        """The key of this place in the decoding cache."""
+        return (self.layer, self.place)
+
+    def at(self, place: str) -> "Site":
+        """The same surroundings at another place of the layer."""
+        return dataclasses.replace(self, place=place)
+
+    def tap(self, letter: str, width: int) -> nn.Module:
+        """The Canon layer for position `letter` over `width` channels: module(h, ctx) -> h, the identity if not asked.
+
+        A and C are claimed by the layer, B by the mixer, D by the FFN.
+        """
+        self.claimed.add(letter)
+        if self.canon is None or letter not in self.canon_at:
+            return _Untapped()
+        return self.canon.build(self.at(f"canon_{letter}"), width)
+
+
+class _Untapped(nn.Module):
+    def forward(self, h: Tensor, ctx: Context) -> Tensor:
+        return h
+
+
+# ------------------------------------------------------------------------------------------------- parts of a network
+@dataclass(frozen=True)
+class Concern:
+    """Something a part does not go well with, and why."""
+
+    about: str
+    """The Spec class it concerns, or "warmup" for a schedule without warm-up."""
+    why: str
+    level: Literal["warning", "error"] = "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Spec):
+    """A normalisation operator."""
+
+    @abc.abstractmethod
+    def build(self, dim: int) -> nn.Module:
+        """module(h) -> h of the same shape, over the last dimension of size `dim`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormScheme(Spec):
+    """How a branch joins the residual stream; owns the stream from the embedding to the final norm."""
+
+    requires: ClassVar[tuple[Concern, ...]] = ()
+    """What must be there: Concern("warmup", why)."""
+    conflicts: ClassVar[tuple[Concern, ...]] = ()
+    """What should not be there: Concern("ScaledInit", why)."""
+
+    def open(self, dim: int) -> nn.Module:
+        """module(x) -> carry: what travels between layers, opaque to them; the stream itself by default."""
+        return nn.Identity()
+
+    @abc.abstractmethod
+    def build(self, site: Site) -> nn.Module:
+        """module(carry, branch) -> carry, for the branch at `site` (`site.place` is "mixer" or "ffn")."""
+
+    @abc.abstractmethod
+    def close(self, dim: int) -> nn.Module:
+        """module(carry) -> x, the input of the output head, final norm included."""
+
+    def branch_init(self, site: Site) -> float:
+        """A factor on the initial standard deviation of the branch's output projection."""
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions(Spec):
+    """How the network knows the order of tokens; either hook may do nothing."""
+
+    def embed(self, dim: int) -> nn.Module | None:
+        """module(x, ctx) -> x, applied once to the embedded tokens."""
+        return None
+
+    def rotate(self, head_dim: int) -> nn.Module | None:
+        """module(q, k, ctx) -> (q, k), applied to queries (B, H, T, K) and keys (B, G, T, K) of each attention."""
+        return None
+
+    @abc.abstractmethod
+    def limit(self) -> int | None:
+        """The longest document that has positions, or None."""
+
+
+class Linear(nn.Linear):
+    """A linear map that knows its role, by which Init and the parameter groups treat it.
+
+    Roles: embedding, positions, qkv, out, gate_up, up, down, head; `factor` multiplies the initial deviation.
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, role: str, bias: bool = False, factor: float = 1.0) -> None:
+        super().__init__(n_in, n_out, bias=bias)
+        self.role, self.factor = role, factor
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors that knows its role."""
+
+    factor = 1.0
+
+    def __init__(self, count: int, dim: int, *, role: str) -> None:
+        super().__init__(count, dim)
+        self.role = role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init(Spec):
+    """Initial values and optimizer hints by role; parts without a role (norms, Canon) keep their own."""
+
+    @abc.abstractmethod
+    def std(self, role: str, dims: Dims) -> float:
+        """Standard deviation of the normal distribution that weights of this role start from."""
+
+    def decays(self, role: str) -> bool:
+        """Whether weight decay applies; norms, biases and embeddings are exempt."""
+        return role not in ("embedding", "positions", "norm", "bias")
+
+    def lr_scale(self, role: str) -> float:
+        """A factor on the learning rate of weights of this role."""
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer(Spec):
+    """Mixes positions: attention, short convolution."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
+    """The visibilities it honours."""
+
+    @abc.abstractmethod
+    def build(self, site: Site) -> nn.Module:
+        """module(h, ctx) -> h, (B, T, D) -> (B, T, D). Claims Canon position B with `site.tap("B", width)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFN(Spec):
+    """Transforms each position by itself."""
+
+    @abc.abstractmethod
+    def build(self, site: Site) -> nn.Module:
+        """module(h, ctx) -> h, (B, T, D) -> (B, T, D). Claims Canon position D with `site.tap("D", width)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canon(Spec):
+    """A light mix of neighbouring positions, placed at A, B, C or D of a layer."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
+    """The visibilities it honours."""
+
+    @abc.abstractmethod
+    def build(self, site: Site, width: int) -> nn.Module:
+        """module(h, ctx) -> h, (B, T, width) -> (B, T, width); `site.address` keys its decoding memory."""
+
+
+# ------------------------------------------------------------------------------------------------ questions and answers
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens as the data module hands them out. The last column is a look-ahead for next-token targets."""
+
+    tokens: Tensor
+    """(B, T+1) token ids."""
+    doc_ids: Tensor
+    """(B, T+1) document of each token, unique within its split; -1 for padding."""
+    loss_mask: Tensor | None
+    """(B, T) positions whose target counts; None: all of them."""
+    sample_ids: Tensor
+    """(B,) row of the split each row is; -1 for padding rows."""
+    slots: Tensor
+    """(B,) place of each row in the global batch."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{name: None if t is None else change(t) for name, t in fields.items()})
+
+
+@dataclass(frozen=True)
+class Query:
+    """What an objective asks the network, and how the answer counts."""
+
+    tokens: Tensor
+    """(B, T) input ids."""
+    visibility: Visibility
+    targets: Tensor
+    """(B, T) ids to score, or (M,) where `scored` picks M positions."""
+    weights: Tensor | None = None
+    """Weight of each target, of its shape; None: all one."""
+    scored: Tensor | None = None
+    """(M,) indices into the B*T positions that need logits; None: all."""
+
+
+class Net(abc.ABC):
+    """What objectives and samplers may ask of the network (the backbone's one signature)."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, tokens: Tensor, ctx: Context, targets: Tensor | None = None, scored: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V), or the negative log-likelihood of each target, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(Spec):
+    """Turns a batch into a question for the network."""
+
+    kind: ClassVar[Kind]
+    """The visibility it trains under."""
+    bound: ClassVar[Literal["exact", "upper"]]
+    """Whether its loss is the exact negative log-likelihood or an upper bound of it."""
+
+    @abc.abstractmethod
+    def query(self, batch: Batch, key: tuple[int, int]) -> Query:
+        """A pure function of the batch and key = (seed, step); noise depends on key and `batch.slots` only."""
+
+    @abc.abstractmethod
+    def sampler(self) -> "Sampler":
+        """The sampler this objective's models are decoded with unless another is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Spec):
+    """A noise schedule of a diffusion objective, time t in [0, 1]."""
+
+    @abc.abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """The share of tokens left unmasked at time t."""
+
+    @abc.abstractmethod
+    def weight(self, t: Tensor) -> Tensor:
+        """The weight of a masked token's loss at time t."""
+
+
+class Frame(NamedTuple):
+    """A state of the text while it is being sampled."""
+
+    tokens: Tensor
+    """(B, T) prompt and everything sampled so far."""
+    nfe: int
+    """Network evaluations so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(Spec):
+    """Draws text from a network."""
+
+    @abc.abstractmethod
+    def frames(self, net: Net, prompt: Tensor, n: int, key: int, never: Sequence[int] = ()) -> Iterator[Frame]:
+        """Extend `prompt` (B, P) by up to `n` tokens; randomness is a function of `key`; ids in `never` are not drawn."""
+
+
+# --------------------------------------------------------------------------------------------- data and optimisation
+class Document(NamedTuple):
+    """One text, and the name (path) that decides its split."""
+
+    name: str
+    text: str
+
+
+class Encoder(abc.ABC):
+    """A tokenizer that has been trained or loaded: text to ids and back, with the special ids it owns."""
+
+    vocab_size: int
+    end: int
+    """Begins every document, and ends it."""
+    pad: int
+    mask: int
+    """Reserved for diffusion objectives."""
+
+    @abc.abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; special tokens written out in a text are ordinary text."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special ids left out."""
+
+    @abc.abstractmethod
+    def byte_lengths(self) -> Tensor:
+        """(V,) UTF-8 bytes that each id stands for; 0 for special ids."""
+
+    @abc.abstractmethod
+    def record(self) -> dict[str, object]:
+        """Plain data that `Tokenizer.restore` turns back into this encoder."""
+
+    def specials(self) -> dict[str, int]:
+        return {"end": self.end, "pad": self.pad, "mask": self.mask}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Spec):
+    """A way to turn text into ids; learns from a corpus where it has to."""
+
+    @abc.abstractmethod
+    def learn(self, texts: Iterator[str]) -> Encoder:
+        """The encoder learned from the training texts."""
+
+    @abc.abstractmethod
+    def restore(self, record: Mapping[str, object]) -> Encoder:
+        """The encoder that `Encoder.record` described."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Spec):
+    """Where documents come from."""
+
+    @abc.abstractmethod
+    def open(self, split: Split) -> Sequence[Document]:
+        """The documents of a split, by index, always in the same order."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of the content and of how it is split."""
+
+
+class Parameter(NamedTuple):
+    """A parameter with what Init says of its role."""
+
+    name: str
+    tensor: nn.Parameter
+    role: str
+    decay: bool
+    lr_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim(Spec):
+    """An optimizer. Its `lr` is the base rate that schedules multiply."""
+
+    lr: float = setting(1e-3, above=0, unit="per step")
+    """Base learning rate, reached after warm-up."""
+
+    @abc.abstractmethod
+    def build(self, parameters: Sequence[Parameter], fused: bool) -> torch.optim.Optimizer:
+        """One optimizer over all parameters; every group carries `lr_scale`. `fused`: a fused kernel may be used."""

@@ -1,0 +1,1 @@
+"""Samplers: how text is drawn from a network."""

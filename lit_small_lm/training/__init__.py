@@ -1,0 +1,1 @@
+"""Training: the LightningModules, scoring, optimizers and callbacks."""

@@ -1,0 +1,214 @@
+"""The LightningModules: they ask the objective's question, score the network's answer and average it.
+
+What defines the model is in the constructor and cannot change on a resume. What may change (optimizer, seed of a
+fresh start, compilation) is an attribute, set by the command line or by you before `fit`.
+"""
+
+import abc
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.checkpoint import make_record, read, record_of, weights_of
+from lit_small_lm.context import Context
+from lit_small_lm.errors import RequestError
+from lit_small_lm.keys import fold
+from lit_small_lm.objectives.next_token import NextToken
+from lit_small_lm.plugin import Batch, Encoder, Objective, Optim, Query, Shape, Split
+from lit_small_lm.shapes import FixedShape
+from lit_small_lm.spec import check_settings
+from lit_small_lm.training.optim import AdamW
+from lit_small_lm.training.score import DocumentNLL, StepSums, weighted_sum
+
+
+class LanguageModule(LightningModule, abc.ABC):
+    """A language model in training. Subclass it for another kind of scoring; AutoregressiveLM is the plain case.
+
+    Args:
+        backbone: the family.
+        shape: depth and widths.
+        objective: what the network is asked.
+
+    Raises:
+        RequestError: a value out of range, or parts that do not go together.
+    """
+
+    @abc.abstractmethod
+    def __init__(self, backbone: BackboneSpec, shape: Shape, objective: Objective) -> None:
+        super().__init__()
+        parts = {"backbone": backbone, "shape": shape, "objective": objective}
+        problems = [line for name, part in parts.items() for line in check_settings(part, f"model.{name}")]
+        if problems:
+            raise RequestError("; ".join(problems))
+        backbone.refuse_kind(objective.kind)
+        self.backbone, self.shape, self.objective = backbone, shape, objective
+        self.dims = shape.resolve()
+        self.net: Backbone | None = None
+        self.optim: Optim = AdamW()
+        """The optimizer; its base rate is what schedules multiply."""
+        self.seed = 0
+        """Everything random in training is a function of this and of counters."""
+        self.compile_mode = "off"
+        """"off", or a mode of torch.compile: "default", "reduce-overhead", "max-autotune"."""
+        self.init_from: Path | None = None
+        """A checkpoint to take the weights from, and nothing else."""
+        self.tokens_seen = 0
+        """Training positions so far, over all processes and earlier sessions."""
+        self.seconds = 0.0
+        """Training time so far, earlier sessions included."""
+        self.sums = StepSums()
+        self.grad_norm: Tensor | None = None
+        """Norm of the last step's gradient, before clipping."""
+
+    # ------------------------------------------------------------------------------------------------------ building
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer, which belongs to the data module."""
+        return self.trainer.datamodule.encoder
+
+    def configure_model(self) -> None:
+        """Build the network once the tokenizer is known."""
+        if self.net is not None:
+            return
+        limit, seq_len = self.backbone.positions.limit(), self.trainer.datamodule.seq_len
+        if limit is not None and seq_len > limit:
+            raise RequestError(f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions")
+        self.backbone.report_concerns()
+        torch.manual_seed(fold(self.seed, "init"))
+        self.net = Backbone(self.backbone, self.dims, self.encoder.vocab_size)
+        if self.init_from is not None:
+            self._take_weights(self.init_from)
+        if self.compile_mode != "off":
+            self.net.compile(mode=None if self.compile_mode == "default" else self.compile_mode)
+
+    def _take_weights(self, path: Path) -> None:
+        try:
+            self.net.load_state_dict(weights_of(read(path)))
+        except RuntimeError as error:
+            lines = str(error).splitlines()
+            raise RequestError(f"--init_from {path}: {len(lines) - 1} tensors do not fit, first: {lines[1].strip()}") from None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        fused = self.trainer.precision != "16-mixed"  # a fused kernel unscales by itself, after clipping
+        optimizer = self.optim.build(list(self.net.named_roles()), fused)
+        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """After a resume the optimizer's state brings its old settings: the config's take effect again."""
+        groups = self.trainer.optimizers[0].param_groups
+        for group, settings in zip(groups, self._settings, strict=True):
+            group.update({k: v for k, v in settings.items() if k != "param_names"})
+
+    # ------------------------------------------------------------------------------------------------------ training
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Randomness inside the network (dropout) is a function of seed, step, accumulated batch and process."""
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(fold(self.seed, "train", self.global_step, part, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        query = self.objective.query(batch, (self.seed, self.global_step))
+        ctx = Context(query.visibility, step=torch.tensor(self.global_step))
+        nll = self.net(query.tokens, ctx, query.targets, query.scored)
+        nats, weight = weighted_sum(nll, query)
+        self.sums.add(nats, weight, query)
+        auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(()))
+        return nats / nll.numel() + auxiliary
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Where targets have weights, make the gradient that of the weighted mean over the whole global batch."""
+        if self.sums.weighted:
+            scale = self.sums.gradient_scale(self.trainer.strategy.reduce)
+            torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], scale)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as asked and keep the gradient's norm; Lightning's own refuses fused optimizers."""
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(params, gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(params, gradient_clip_val, self.grad_norm)
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+    def on_validation_epoch_start(self) -> None:
+        self._start("validation")
+
+    def on_test_epoch_start(self) -> None:
+        self._start("test")
+
+    def _start(self, split: Split) -> None:
+        self.metric = DocumentNLL(self.trainer.datamodule.split(split).documents).to(self.device)
+        self.byte_lengths = self.encoder.byte_lengths().to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch, batch_idx)
+
+    @abc.abstractmethod
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch of a held-out split into `self.metric`."""
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _finish(self, name: str) -> None:
+        values = {key: float(value) for key, value in self.metric.compute().items()}
+        self.results = values
+        self.log_dict({f"{name}/{key}": value for key, value in values.items()}, sync_dist=True)
+
+    # ---------------------------------------------------------------------------------------------------- checkpoint
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = self.trainer.datamodule
+        checkpoint["lit_small_lm"] = make_record(
+            backbone=self.backbone,
+            shape=self.shape,
+            objective=self.objective,
+            tokenizer=data.tokenizer,
+            encoder=data.encoder,
+            step=self.global_step,
+            tokens=self.tokens_seen,
+            seconds=self.seconds,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        record = record_of(checkpoint)
+        self.tokens_seen, self.seconds = record["tokens"], record["seconds"]
+        if record["tokenizer"]["record"] != self.encoder.record():
+            raise RequestError("data.tokenizer: not the one the checkpoint was trained with; the text or tokenizer changed")
+
+
+class AutoregressiveLM(LanguageModule):
+    """Next-token prediction; validation and test give the exact likelihood.
+
+    Args:
+        backbone: the family: norm scheme, kinds of layers, positions, init.
+        shape: depth and widths.
+    """
+
+    def __init__(self, backbone: BackboneSpec = BackboneSpec(), shape: Shape = FixedShape()) -> None:
+        super().__init__(backbone, shape, NextToken())
+
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        query = self.objective.query(batch, (self.seed, batch_idx))
+        nll = self.net(query.tokens, Context(query.visibility), query.targets)
+        self.metric.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
+
+
+def counted(query: Query) -> Tensor:
+    """(B, T) booleans: the positions of a query that count."""
+    return torch.ones_like(query.targets, dtype=torch.bool) if query.weights is None else query.weights > 0

@@ -1,0 +1,41 @@
+"""Optimizers with parameter groups by rule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lit_small_lm.plugin import Optim, Parameter, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optim):
+    """AdamW (arXiv 1711.05101); no decay on norms, biases and embeddings."""
+
+    beta1: float = setting(0.9, low=0, below=1)
+    """Decay rate of the mean of gradients."""
+    beta2: float = setting(0.95, low=0, below=1)
+    """Decay rate of the mean of squared gradients."""
+    eps: float = setting(1e-8, above=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = setting(0.1, low=0, unit="per unit of learning rate")
+    """Decoupled weight decay."""
+
+    def build(self, parameters: Sequence[Parameter], fused: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            groups_by_rule(parameters, self.lr, self.weight_decay),
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            fused=fused,
+        )
+
+
+def groups_by_rule(parameters: Sequence[Parameter], lr: float, weight_decay: float) -> list[dict[str, object]]:
+    """One group for each (decay, lr_scale) among the parameters, in order of first appearance."""
+    groups: dict[tuple[bool, float], dict[str, object]] = {}
+    for name, tensor, _, decay, scale in parameters:
+        settings = {"weight_decay": weight_decay if decay else 0.0, "lr": lr * scale, "lr_scale": scale}
+        group = groups.setdefault((decay, scale), {"params": [], **settings})
+        group["params"].append((name, tensor))
+    return list(groups.values())
