@@ -51,9 +51,9 @@ def make_record(
     objective: Objective,
     tokenizer: Tokenizer,
     encoder: Encoder,
-    **counters: float,
+    **others: float | str,
 ) -> dict[str, Any]:
-    """What `load` needs, as plain data: Specs, tokenizer, the plug-ins in use, and counters."""
+    """What `load` needs, as plain data: Specs, tokenizer, the plug-ins in use, and what the caller adds (counters, config)."""
     specs = {"backbone": backbone, "shape": shape, "objective": objective}
     used = {type(spec) for root in (*specs.values(), tokenizer) for spec in _walk(root)}
     plugins = [dataclasses.asdict(describe(cls)) for cls in sorted(used, key=lambda cls: cls.__name__)]
@@ -65,7 +65,7 @@ def make_record(
         "vocab_size": encoder.vocab_size,
         "specials": encoder.specials(),
         "plugins": [plugin for plugin in plugins if plugin["source"] != "built-in"],
-        **counters,
+        **others,
     }
 
 

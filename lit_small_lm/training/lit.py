@@ -56,6 +56,8 @@ class LanguageModule(LightningModule, abc.ABC):
         """"off", or a mode of torch.compile: "default", "reduce-overhead", "max-autotune"."""
         self.init_from: Path | None = None
         """A checkpoint to take the weights from, and nothing else."""
+        self.config = ""
+        """The whole configuration of the run as YAML, kept in checkpoints so that a branch can start from it."""
         self.tokens_seen = 0
         """Training positions so far, over all processes and earlier sessions."""
         self.seconds = 0.0
@@ -183,6 +185,7 @@ class LanguageModule(LightningModule, abc.ABC):
             step=self.global_step,
             tokens=self.tokens_seen,
             seconds=self.seconds,
+            config=self.config,
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,76 @@
+"""`lit-small-lm COMMAND`: dispatch. Help, version and a mistyped command answer before torch is imported."""
+
+import importlib
+import sys
+
+from lit_small_lm import __version__
+from lit_small_lm.errors import RequestError, RunError, nearest, shown
+
+COMMANDS = {
+    "fit": ("lit_small_lm.cli.lit", "train a model, start to finish; --resume continues a run"),
+    "validate": ("lit_small_lm.cli.lit", "score the validation split with a run's newest checkpoint"),
+    "test": ("lit_small_lm.cli.lit", "score the test split once and write test.json"),
+    "generate": ("lit_small_lm.cli.generate", "write text with a trained model"),
+    "plugins": ("lit_small_lm.cli.plugins", "list every plug-in: kind, name, origin, what it is"),
+}
+
+
+def usage() -> str:
+    """The text of `--help`."""
+    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lit-small-lm COMMAND [options]    (lit-small-lm COMMAND --help: a command's options)",
+            "",
+            "Train small language models.",
+            "",
+            *lines,
+            "",
+            "  --version  print the version",
+            "",
+            "start with: lit-small-lm fit -c configs/demo.yaml",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit status: 0 done, 1 failed while running, 2 a wrong request."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(argv)
+    except RequestError as error:
+        _complain(error)
+        return 2
+    except RunError as error:
+        _complain(error)
+        return 1
+    except KeyboardInterrupt:
+        print("error: stopped by SIGINT", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"lit-small-lm {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise RequestError(f"{shown(argv[0])!r} is not a command; known: {known}{nearest(argv[0], COMMANDS)}")
+    module, _ = COMMANDS[argv[0]]
+    return importlib.import_module(module).run(argv[0], argv[1:])
+
+
+def _complain(error: Exception) -> None:
+    lines = str(error).splitlines() or [type(error).__name__]
+    if len(lines) > 5:
+        lines = [*lines[:3], f"... and {len(lines) - 4} more", lines[-1]]
+    for line in lines[:-1]:
+        print(line[:300], file=sys.stderr)
+    print(f"error: {lines[-1][:290]}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""The contract suite: `check(spec)` tells whether a Spec keeps what its kind promises.
+
+It works on any final Spec, yours included: put `check(MyScheme())` into a test. The name of a contract in an error
+message is the name of the function, below or in `testing_network`, that tries it.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import textwrap
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.context import Context
+from lit_small_lm.plugin import (
+    Batch,
+    Dims,
+    Document,
+    Init,
+    Net,
+    Noise,
+    Norm,
+    Objective,
+    Optim,
+    Sampler,
+    Shape,
+    Source,
+    Spec,
+    Tokenizer,
+    find,
+)
+from lit_small_lm.spec import check_settings
+from lit_small_lm.testing_network import (
+    NETWORK,
+    SURROUNDINGS,
+    TIME,
+    TINY,
+    VOCAB,
+    context,
+    network_for,
+    require,
+    tokens_for,
+)
+
+TEXTS = ("def f(x):\n    return x\n", "naïve café — 日本語 🙂", "<|end|> is plain text here", "\t a  b\r\n", "x")
+ROLES = ("embedding", "positions", "qkv", "out", "gate_up", "up", "down", "head", "norm", "bias", "other")
+
+
+def check(spec: Spec, dims: Dims = TINY) -> None:
+    """Try every contract of the kind of `spec`.
+
+    Args:
+        spec: a part, a whole `BackboneSpec`, an objective, a sampler, an optimizer, a tokenizer or a source.
+        dims: the shape of the network it is tried in, for parts that ask for a special one.
+
+    Raises:
+        AssertionError: names the class, the contract it breaks and how.
+    """
+    kinds = type(spec).__mro__
+    with torch.random.fork_rng(devices=[]):
+        for contract in GENERIC:
+            _hold(spec, contract, spec)
+        for contract in (contract for kind in kinds for contract in BY_KIND.get(kind, ())):
+            _hold(spec, contract, spec, dims)
+        for surround in (SURROUNDINGS[kind] for kind in kinds if kind in SURROUNDINGS):
+            backbone = surround(spec)
+            deep = dataclasses.replace(dims, n_layers=max(dims.n_layers, len(backbone.pattern)))
+            for contract in NETWORK:
+                _hold(spec, contract, backbone, deep)
+
+
+def _hold(spec: Spec, contract: Callable, *args) -> None:
+    torch.manual_seed(0)
+    try:
+        contract(*args)
+    except Exception as error:
+        name, why = contract.__name__.replace("_", " "), str(error) or type(error).__name__
+        raise AssertionError(f"{type(spec).__name__}: {name}: {why} (in {spec!r:.200})") from error
+
+
+# ----------------------------------------------------------------------------------------------------------- any Spec
+def is_a_frozen_dataclass(spec: Spec) -> None:
+    require("__dataclass_params__" in vars(type(spec)), "@dataclass(frozen=True, kw_only=True) is missing")
+    loose = [field.name for field in dataclasses.fields(spec) if not field.kw_only]
+    require(not loose, f"fields are not keyword-only: {', '.join(loose)}")
+
+
+def survives_a_round_trip(spec: Spec) -> None:
+    record = json.loads(json.dumps(spec.to_dict()))
+    again = type(spec).from_dict(record)
+    require(again == spec, f"from_dict(to_dict()) is {again!r}")
+    require(again.to_dict() == record, "a second to_dict() differs from the first")
+
+
+def settings_are_in_range(spec: Spec) -> None:
+    problems = list(check_settings(spec))
+    require(not problems, "; ".join(problems))
+
+
+def is_known_by_short_name(spec: Spec) -> None:
+    kind = type(spec).__mro__[type(spec).__mro__.index(Spec) - 1]
+    require(find(kind, type(spec).__name__) is type(spec), "another class answers to its name")
+
+
+def is_documented(spec: Spec) -> None:
+    text = type(spec).__doc__ or ""  # a dataclass without a docstring gets its signature as one
+    require(text and not text.startswith(f"{type(spec).__name__}("), "the class has no docstring")
+    names = {field.name for field in dataclasses.fields(spec)}
+    missing = [
+        name for cls in type(spec).__mro__ if issubclass(cls, Spec) for name in _undocumented(cls) if name in names
+    ]
+    require(not missing, f"no string literal after: {', '.join(missing)}")
+
+
+def _undocumented(cls: type) -> Iterator[str]:
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    except (OSError, TypeError):  # typed into a prompt: nothing to read
+        return
+    for statement, after in zip(body, [*body[1:], None], strict=True):
+        literal = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(statement, ast.AnnAssign) and not literal:
+            yield statement.target.id
+
+
+# ---------------------------------------------------------------------------------------- small parts, by their values
+def keeps_the_shape_of_its_input(spec: Norm, dims: Dims) -> None:
+    h = torch.randn(2, 3, dims.dim)
+    out = spec.build(dims.dim)(h)
+    require(out.shape == h.shape, f"{tuple(h.shape)} becomes {tuple(out.shape)}")
+
+
+def resolves_to_widths_that_go_together(spec: Shape, dims: Dims) -> None:
+    found = spec.resolve()
+    require(found == spec.resolve(), "two calls differ")
+    require(
+        all(isinstance(v, int) and v > 0 for v in dataclasses.astuple(found)), f"{found}: widths must be positive ints"
+    )
+    require(found.n_heads % found.n_kv_heads == 0, f"{found.n_heads} heads over {found.n_kv_heads} key/value heads")
+
+
+def has_a_rule_for_every_role(spec: Init, dims: Dims) -> None:
+    for role in ROLES:
+        std, scale = spec.std(role, dims), spec.lr_scale(role)
+        require(math.isfinite(std) and std >= 0, f"the deviation of role {role} is {std}")
+        require(math.isfinite(scale) and scale >= 0, f"the learning-rate factor of role {role} is {scale}")
+        require(isinstance(spec.decays(role), bool), f"decays({role!r}) is not a bool")
+
+
+def masks_more_as_time_goes_on(spec: Noise, dims: Dims) -> None:
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    alpha, weight = spec.alpha(t), spec.weight(t)
+    require(bool(((alpha >= 0) & (alpha <= 1)).all() and (alpha.diff() <= 0).all()), "alpha must fall within [0, 1]")
+    require(bool((torch.isfinite(weight) & (weight >= 0)).all()), "weights must be finite and not negative")
+
+
+# ---------------------------------------------------------------------------------------------- objectives and samplers
+def asks_a_well_formed_question(spec: Objective, dims: Dims) -> None:
+    batch = _batch()
+    query, again = spec.query(batch, (0, 3)), spec.query(batch, (0, 3))
+    require(query.visibility.kind == spec.kind, f"the query is {query.visibility.kind}, the objective {spec.kind}")
+    require(query.visibility.positions.shape == query.tokens.shape, "tokens and visibility differ in shape")
+    count = query.tokens.shape if query.scored is None else query.scored.shape
+    require(query.targets.shape == count, f"targets have shape {tuple(query.targets.shape)}, not {tuple(count)}")
+    require(torch.equal(query.tokens, again.tokens), "two queries of one batch and key differ in tokens")
+    require(torch.equal(query.targets, again.targets), "two queries of one batch and key differ in targets")
+    if query.weights is not None:
+        require(query.weights.shape == query.targets.shape, "weights and targets differ in shape")
+        require(
+            bool((torch.isfinite(query.weights) & (query.weights >= 0)).all()), "weights must be finite, not negative"
+        )
+        require(torch.equal(query.weights, again.weights), "two queries of one batch and key differ in weights")
+
+
+def gives_a_row_the_same_noise_in_any_batch(spec: Objective, dims: Dims) -> None:
+    batch = _batch()
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    half = Batch(**{name: tensor[2:] for name, tensor in fields.items()})
+    whole, part = spec.query(batch, (0, 3)), spec.query(half, (0, 3))
+    require(torch.equal(whole.tokens[2:], part.tokens), "tokens depend on the other rows of the batch")
+
+
+def can_be_trained_on(spec: Objective, dims: Dims) -> None:
+    net, query = network_for(BackboneSpec(), dims), spec.query(_batch(), (0, 3))
+    nll = net(query.tokens, Context(query.visibility), query.targets, query.scored)
+    loss = (nll if query.weights is None else nll * query.weights).mean()
+    loss.backward()
+    require(bool(torch.isfinite(loss)) and loss.item() > 0, f"the loss of a random network is {loss.item()}")
+    require(spec.bound in ("exact", "upper"), f"bound is {spec.bound!r}")
+    require(isinstance(spec.sampler(), Sampler), "sampler() is not a Sampler")
+
+
+def _batch() -> Batch:
+    tokens = torch.randint(3, VOCAB, (4, TIME + 1))
+    docs = (torch.arange(TIME + 1) * 2 // TIME).expand(tokens.shape)
+    return Batch(tokens, docs, torch.rand(4, TIME) < 0.7, torch.arange(4), torch.arange(4))
+
+
+class _Counted(Net):
+    """A network that counts its evaluations."""
+
+    def __init__(self, net: Backbone) -> None:
+        self.net, self.calls = net, 0
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        self.calls += 1
+        return self.net(*args, **kwargs)
+
+
+def extends_the_prompt_and_counts(spec: Sampler, dims: Dims) -> None:
+    net, prompt, calls = _Counted(network_for(BackboneSpec(), dims)), torch.randint(3, VOCAB, (2, 4)), 0
+    for frame in spec.frames(net, prompt, 6, 7, never=(1, 2)):
+        new = frame.tokens[:, 4:]
+        require(torch.equal(frame.tokens[:, :4], prompt), "the prompt has changed")
+        require(new.shape[1] <= 6, f"{new.shape[1]} new tokens where 6 were asked for")
+        require(frame.nfe == net.calls >= calls, f"{frame.nfe} evaluations counted, {net.calls} made")
+        calls = frame.nfe
+    require(calls > 0 and new.shape[1] > 0, "no text was drawn")
+    require(bool(((new >= 0) & (new < VOCAB)).all()), "ids outside the vocabulary were drawn")
+    require(not torch.isin(new, torch.tensor([1, 2])).any(), "ids in `never` were drawn")
+
+
+def draws_the_same_text_from_the_same_key(spec: Sampler, dims: Dims) -> None:
+    net, prompt = network_for(BackboneSpec(), dims), torch.randint(3, VOCAB, (2, 4))
+    first, second = ([frame.tokens for frame in spec.frames(net, prompt, 6, 7)][-1] for _ in range(2))
+    require(torch.equal(first, second), "two runs with one key differ")
+
+
+# ------------------------------------------------------------------------------------------- optimizers, text to tokens
+def steps_every_parameter_once(spec: Optim, dims: Dims) -> None:
+    net, tokens = network_for(BackboneSpec(), dims), tokens_for(BackboneSpec())
+    parameters = list(net.named_roles())
+    optimizer = spec.build(parameters, False)
+    held = [id(tensor) for group in optimizer.param_groups for tensor in group["params"]]
+    require(
+        sorted(held) == sorted(id(p.tensor) for p in parameters), "parameters are missing from groups, or held twice"
+    )
+    require(all("lr_scale" in group for group in optimizer.param_groups), "a group carries no lr_scale")
+    before = [p.tensor.detach().clone() for p in parameters]
+    net(tokens, context(tokens), tokens).mean().backward()
+    optimizer.step()
+    for old, parameter in zip(before, parameters, strict=True):
+        require(bool(torch.isfinite(parameter.tensor).all()), f"{parameter.name} is not finite after a step")
+        require(not torch.equal(old, parameter.tensor), f"{parameter.name} has not moved")
+
+
+def turns_text_to_ids_and_back(spec: Tokenizer, dims: Dims) -> None:
+    encoder = spec.learn(iter(TEXTS))
+    specials, lengths = encoder.specials(), encoder.byte_lengths()
+    require(len(set(specials.values())) == len(specials), f"special ids coincide: {specials}")
+    require(
+        all(0 <= i < encoder.vocab_size for i in specials.values()), f"special ids outside the vocabulary: {specials}"
+    )
+    require(lengths.shape == (encoder.vocab_size,), f"byte_lengths has shape {tuple(lengths.shape)}")
+    again = spec.restore(json.loads(json.dumps(encoder.record())))
+    for text, ids in zip(TEXTS, encoder.encode(TEXTS), strict=True):
+        require(all(0 <= i < encoder.vocab_size for i in ids), f"{text!r} has ids outside the vocabulary")
+        require(not set(ids) & set(specials.values()), f"{text!r} is encoded with special ids")
+        require(encoder.decode(ids) == text, f"{text!r} comes back as {encoder.decode(ids)!r}")
+        require(int(lengths[ids].sum()) == len(text.encode()), f"byte_lengths of {text!r} do not add up")
+        require(again.encode([text]) == [ids], f"a restored encoder gives {text!r} other ids")
+
+
+def opens_the_same_documents_every_time(spec: Source, dims: Dims) -> None:
+    first, second = dataclasses.replace(spec), dataclasses.replace(spec)
+    require(first.fingerprint() == second.fingerprint(), "two fingerprints of one source differ")
+    seen: set[Document] = set()
+    for split in ("train", "validation", "test"):
+        documents = list(first.open(split))
+        require(documents == list(second.open(split)), f"two openings of {split} differ")
+        require(seen.isdisjoint(documents), f"{split} shares documents with another split")
+        seen.update(documents)
+
+
+GENERIC = (
+    is_a_frozen_dataclass,
+    is_known_by_short_name,
+    settings_are_in_range,
+    survives_a_round_trip,
+    is_documented,
+)
+BY_KIND: dict[type[Spec], tuple[Callable, ...]] = {
+    Norm: (keeps_the_shape_of_its_input,),
+    Shape: (resolves_to_widths_that_go_together,),
+    Init: (has_a_rule_for_every_role,),
+    Noise: (masks_more_as_time_goes_on,),
+    Objective: (asks_a_well_formed_question, gives_a_row_the_same_noise_in_any_batch, can_be_trained_on),
+    Sampler: (extends_the_prompt_and_counts, draws_the_same_text_from_the_same_key),
+    Optim: (steps_every_parameter_once,),
+    Tokenizer: (turns_text_to_ids_and_back,),
+    Source: (opens_the_same_documents_every_time,),
+}

@@ -1,0 +1,1 @@
+"""Callbacks: schedules, checkpoints, metrics, progress."""

@@ -1,0 +1,93 @@
+"""Loss, learning rate, gradient norm and throughput of every optimizer step.
+
+Values stay on the device and are fetched together, once every `log_every_n_steps` steps, at the first step, and before
+a checkpoint is written: a line for every step, without a synchronisation for every step.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lit_small_lm.training.lit import LanguageModule
+from lit_small_lm.training.logger import Position, RunLogger
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    position: Position
+    lr: float
+    tokens_per_second: float
+    values: Tensor
+    """(3,) nats, weights of this process, gradient norm."""
+
+
+class StepMetrics(Callback):
+    """Logs train/loss (nats per token), train/lr, train/grad_norm and train/tokens_per_second for every step."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Step] = []
+        self._clock = 0.0
+        self.latest: dict[str, float] = {}
+        """The metrics of the last step that was fetched."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        self._waiting, self._clock = [], time.perf_counter()
+        self._move(trainer, Position(trainer.global_step, pl_module.tokens_seen, pl_module.seconds))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LanguageModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        nats, weight, positions = pl_module.sums.take()
+        tokens = positions * trainer.world_size
+        pl_module.tokens_seen += tokens
+        pl_module.seconds += elapsed
+        norm = pl_module.grad_norm if pl_module.grad_norm is not None else nats.new_tensor(float("nan"))
+        position = Position(trainer.global_step, pl_module.tokens_seen, pl_module.seconds)
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self._waiting.append(_Step(position, lr, tokens / elapsed, torch.stack([nats, weight, norm.double()])))
+        self._move(trainer, position)
+        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1
+        if due or trainer.global_step >= trainer.max_steps:
+            self.flush(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        self.flush(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        self._clock = time.perf_counter()  # validation is not training time
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LanguageModule, checkpoint: dict[str, Any]) -> None:
+        self.flush(trainer)
+
+    def flush(self, trainer: Trainer) -> None:
+        """Fetch and write the steps that wait."""
+        if not self._waiting:
+            return
+        steps, self._waiting = self._waiting, []
+        values = torch.stack([step.values for step in steps])  # (steps, 3)
+        sums = trainer.strategy.reduce(values[:, :2].clone(), reduce_op="sum").tolist()
+        for step, (nats, weight), norm in zip(steps, sums, values[:, 2].tolist(), strict=True):
+            self.latest = {
+                "train/loss": nats / weight,
+                "train/lr": step.lr,
+                "train/grad_norm": norm,
+                "train/tokens_per_second": round(step.tokens_per_second, 1),
+            }
+            for logger in trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.write(step.position, self.latest)
+                else:
+                    logger.log_metrics(self.latest, step.position.step)
+
+    def _move(self, trainer: Trainer, position: Position) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.position = position

@@ -1,0 +1,91 @@
+"""The run directory: everything of a run in one place, and what it is cut to when a run resumes.
+
+    config.yaml        the resolved configuration       environment.json   versions, machine, plug-ins, command
+    metrics.jsonl      one JSON object a line            tensorboard/       the same, as events
+    checkpoints/       step=00000040.ckpt and so on      tokenizer.json     the tokenizer in use
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_small_lm import __version__
+from lit_small_lm.discovery import origins
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "tensorboard", "jsonargparse", "tokenizers", "numpy")
+
+
+def fresh(root: Path = Path("runs")) -> Path:
+    """A directory below `root` that does not exist yet, named after the time."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = [stamp, *(f"{stamp}-{n}" for n in range(2, 1000))]
+    return next(root / name for name in names if not (root / name).exists())
+
+
+def environment() -> dict[str, Any]:
+    """What a later reader needs to know of where a run happened; no environment variables."""
+    return {
+        "lit_small_lm": __version__,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "plugins": [vars(origin) for origin in origins() if origin.source != "built-in"],
+    }
+
+
+def cut_metrics(file: Path, step: int) -> None:
+    """Keep the lines of a metrics.jsonl up to `step`; a line torn by a crash is dropped."""
+    if not file.exists():
+        return
+    kept = [line for line in file.read_text().splitlines() if _step_of_line(line) <= step]
+    _replace(file, "".join(f"{line}\n" for line in kept).encode())
+
+
+def cut_events(folder: Path, step: int) -> None:
+    """Keep the TensorBoard events of a folder up to `step`."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    for file in folder.glob("events.out.tfevents.*"):
+        kept = [raw for raw in RawEventFileLoader(str(file)).Load() if Event.FromString(raw).step <= step]
+        with open(f"{file}.cut", "wb") as new:
+            writer = RecordWriter(new)
+            for raw in kept:
+                writer.write(raw)
+        os.replace(f"{file}.cut", file)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    _replace(file, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _step_of_line(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _replace(file: Path, data: bytes) -> None:
+    new = file.with_name(f".{file.name}.new")
+    new.write_bytes(data)
+    os.replace(new, file)
