@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from lit_small_lm import __version__
-from lit_small_lm.errors import RequestError, RunError, nearest, shown
+from lit_small_lm.errors import RequestError, RunError, nearest, request_lines, shown
 
 COMMANDS = {
     "fit": ("lit_small_lm.cli.lit", "train a model, start to finish; --resume continues a run"),
@@ -64,12 +64,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _complain(error: Exception) -> None:
-    lines = str(error).splitlines() or [type(error).__name__]
-    if len(lines) > 5:
-        lines = [*lines[:3], f"... and {len(lines) - 4} more", lines[-1]]
-    for line in lines[:-1]:
-        print(line[:300], file=sys.stderr)
-    print(f"error: {lines[-1][:290]}", file=sys.stderr)
+    for line in request_lines(error):
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

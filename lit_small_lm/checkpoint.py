@@ -53,7 +53,7 @@ def make_record(
     encoder: Encoder,
     **others: float | str,
 ) -> dict[str, Any]:
-    """What `load` needs, as plain data: Specs, tokenizer, the plug-ins in use, and what the caller adds (counters, config)."""
+    """What `load` needs, as plain data: Specs, tokenizer, plug-ins in use, and what the caller adds."""
     specs = {"backbone": backbone, "shape": shape, "objective": objective}
     used = {type(spec) for root in (*specs.values(), tokenizer) for spec in _walk(root)}
     plugins = [dataclasses.asdict(describe(cls)) for cls in sorted(used, key=lambda cls: cls.__name__)]
@@ -83,7 +83,7 @@ def read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise RunError(f"checkpoint: {path} was refused; it is not tensors and plain data only") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunError(f"checkpoint: {path} is damaged ({str(error).splitlines()[0][:80]})") from error
+        raise RunError(f"checkpoint: {path} is damaged ({type(error).__name__})") from error
 
 
 def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,9 @@ def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The backbone's state dict."""
-    return {key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")}
+    return {
+        key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
+    }
 
 
 def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
@@ -142,7 +144,9 @@ class LanguageModel:
         """tokens (B, T) -> logits (B, T, V); every row is one document, begun by `encoder.end`."""
         return self.net(tokens, Context(Visibility.rows(tokens, kind=self.objective.kind)))
 
-    def generate(self, prompt: str, max_new_tokens: int, sampler: Sampler | None = None, seed: int = 0) -> Iterator[str]:
+    def generate(
+        self, prompt: str, max_new_tokens: int, sampler: Sampler | None = None, seed: int = 0
+    ) -> Iterator[str]:
         """Yield pieces of the continuation of `prompt` as they are drawn; ends at the document's end.
 
         Raises:
@@ -152,7 +156,9 @@ class LanguageModel:
         ids = [encoder.end, *encoder.encode([prompt])[0]]
         limit = self.net.limit()
         if limit is not None and len(ids) + max_new_tokens > limit:
-            raise RequestError(f"--max_new_tokens: {len(ids)} prompt tokens + {max_new_tokens}; the model has {limit} positions")
+            raise RequestError(
+                f"--max_new_tokens: {len(ids)} prompt tokens + {max_new_tokens}; the model has {limit} positions"
+            )
         start, done = torch.tensor([ids], device=self.net.embed.weight.device), ""
         never = (encoder.pad, encoder.mask)
         for frame in (sampler or self.objective.sampler()).frames(self.net, start, max_new_tokens, seed, never):
@@ -194,7 +200,9 @@ def _need(plugins: Iterable[dict[str, str]]) -> None:
     paths = {describe(cls).class_path for cls in _subclasses(Spec)}
     for plugin in plugins:
         if plugin["class_path"] not in paths:
-            raise RequestError(f"checkpoint: it needs plug-in {plugin['name']} ({plugin['source']}); name it with --plugins")
+            raise RequestError(
+                f"checkpoint: it needs plug-in {plugin['name']} ({plugin['source']}); name it with --plugins"
+            )
 
 
 def _subclasses(cls: type[Spec]) -> Iterator[type[Spec]]:

@@ -48,7 +48,7 @@ class Visibility:
         index = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)  # (B, T)
         if doc_ids is None:
             return cls(index, None, kind)
-        opens = torch.ones_like(doc_ids, dtype=torch.bool)
+        opens = torch.zeros_like(doc_ids, dtype=torch.bool)
         opens[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
         return cls(index - torch.where(opens, index, 0).cummax(1).values, doc_ids, kind)
 

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import re
 import sys
 import traceback
 import types
@@ -134,8 +135,8 @@ def _plugin_files(folder: Path) -> Iterable[Path]:
 
 
 def _load_file(file: Path) -> None:
-    stem = file.parent.name if file.name == "__init__.py" else file.stem
-    name = f"{USER_PACKAGE}.{stem}"
+    stem = re.sub(r"\W|^(?=\d)", "_", file.parent.name if file.name == "__init__.py" else file.stem)
+    name = f"{USER_PACKAGE}.{stem}"  # an identifier, as class paths in configs have to be: 02-mine.py is _02_mine
     loaded = sys.modules.get(name)
     if loaded is not None:
         if Path(loaded.__file__).resolve() != file.resolve():

@@ -7,6 +7,10 @@ request that failed while it ran). Their text is one line: what was asked for, t
 import difflib
 from collections.abc import Iterable
 
+WIDTH = 300
+"""The longest line of an error message."""
+MOST_LINES = 5
+
 
 class RequestError(ValueError):
     """The request itself is wrong: found before the first optimizer step, nothing changed on disk."""
@@ -18,9 +22,7 @@ class RunError(RuntimeError):
 
 def shown(value: object) -> str:
     """`value` as text that is safe on one terminal line: control characters escaped, at most 120 characters."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return _cut(_escaped(value if isinstance(value, str) else repr(value)), 120)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,3 +39,25 @@ def not_known(where: str, name: str, known: Iterable[str], what: str = "") -> Re
     return RequestError(
         f"{where}: {shown(name)!r} is not a known {what or 'name'}; known: {names}{nearest(name, known)}"
     )
+
+
+def request_lines(error: Exception) -> list[str]:
+    """At most five lines for an error, safe on a terminal, the last one beginning with `error: `.
+
+    Faults that do not get a line of their own are named by their place.
+    """
+    lines = [_escaped(line) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if len(lines) > MOST_LINES:
+        hidden, lines = lines[: 1 - MOST_LINES], lines[1 - MOST_LINES :]
+        places = ", ".join(dict.fromkeys(line.split(": ")[0] for line in hidden))
+        lines = [f"... and {len(hidden)} more: {places}", *lines]
+    lines = [_cut(line, WIDTH) for line in lines]
+    return [*lines[:-1], "error: " + _cut(lines[-1], WIDTH - len("error: "))]
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."

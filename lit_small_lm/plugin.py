@@ -340,7 +340,7 @@ class Sampler(Spec):
 
     @abc.abstractmethod
     def frames(self, net: Net, prompt: Tensor, n: int, key: int, never: Sequence[int] = ()) -> Iterator[Frame]:
-        """Extend `prompt` (B, P) by up to `n` tokens; randomness is a function of `key`; ids in `never` are not drawn."""
+        """Extend `prompt` (B, P) by up to `n` tokens; draws are a function of `key`; ids in `never` are not drawn."""
 
 
 # --------------------------------------------------------------------------------------------- data and optimisation

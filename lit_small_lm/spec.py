@@ -142,7 +142,9 @@ def known(kind: type[S]) -> dict[str, type[S]]:
     for cls in _final_classes(kind):
         other = found.setdefault(cls.__name__, cls)
         if other is not cls:
-            raise RequestError(f"two {kind.__name__} classes are named {cls.__name__}: {origin(other)} and {origin(cls)}")
+            raise RequestError(
+                f"two {kind.__name__} classes are named {cls.__name__}: {origin(other)} and {origin(cls)}"
+            )
     return dict(sorted(found.items()))
 
 

@@ -1,24 +1,27 @@
 """`lit-small-lm fit | validate | test`: LightningCLI with families, shapes and plug-ins by short name."""
 
-import dataclasses
 import logging
+import re
 import shlex
-import sys
-import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_small_lm.cli import report, run_options
+from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import Start
+from lit_small_lm.cli.schema import Option, group, plain, slot
 from lit_small_lm.data.datamodule import TokenData
 from lit_small_lm.discovery import discover
-from lit_small_lm.errors import RequestError
+from lit_small_lm.errors import RequestError, nearest, shown
 from lit_small_lm.plugin import Optim, Spec
 from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
 from lit_small_lm.training.callbacks.progress import RunProgress
@@ -41,6 +44,32 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 """Lightning's own checkpoints, summary and sampler are replaced by this package's."""
+LIGHTNING_KINDS = {"trainer.callbacks": Callback, "trainer.logger": Logger}
+"""Options that name Lightning's own classes."""
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
+
+
+def roots() -> dict[str, Option]:
+    """The top-level options, as the request checker wants them."""
+    trainer = {
+        "max_steps": {"low": -1},
+        "max_epochs": {"low": -1},
+        "accumulate_grad_batches": {"low": 1},
+        "gradient_clip_val": {"low": 0},
+        "log_every_n_steps": {"low": 1},
+        "val_check_interval": {"above": 0},
+        "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda", "mps")},
+    }
+    return {
+        "model": slot(LanguageModule),
+        "data": group(TokenData, {"seq_len": {"low": 1}, "batch_size": {"low": 1}, "num_workers": {"low": 0}}),
+        "optim": slot(Optim, AdamW()),
+        "schedule": group(WSDSchedule, {"warmup": {"low": 0}, "decay": {"low": 0}, "floor": {"low": 0, "high": 1}}),
+        "checkpoints": group(Checkpoints, {"every_n_steps": {"low": 1}, "keep": {"low": 0}}),
+        "trainer": group(Trainer, trainer),
+        "compile": plain(str, "off", {"choices": COMPILE_MODES}),
+        "seed_everything": plain(int, 0, {"low": 0, "high": 2**32 - 1}),
+    }
 
 
 def run(command: str, argv: list[str]) -> int:
@@ -49,20 +78,16 @@ def run(command: str, argv: list[str]) -> int:
     set_parsing_settings(subclasses_enabled=[Spec], docstring_parse_attribute_docstrings=True)
     options, rest = run_options.take(command, argv)
     discover(options.plugins)
-    if not {"-h", "--help"} & set(rest):
-        start = run_options.fit_start(options) if command == "fit" else run_options.evaluation_start(options)
-    else:
-        start = Start()
-    with tempfile.TemporaryDirectory() as folder:
-        base = []
-        if start.config is not None:
-            base = ["-c", str(Path(folder) / "config.yaml")]
-            Path(base[1]).write_text(start.config)
-        try:
-            LitCLI(options, start, [command, *base, *rest])
-        except Interrupted as stop:
-            report.say(f"{stop}; checkpoint saved; go on with: {resume_command(stop.run_dir)}")
-            return 128 + stop.number
+    asks_help = bool({"-h", "--help"} & set(rest))
+    start = Start() if asks_help else run_options.start_of(command, options)
+    request = check_request(rest, roots(), base=start.config or "", beside=list(vars(options)))
+    for notice in request.notices:
+        report.say(notice)
+    try:
+        LitCLI(options, start, [command, *request.argv])
+    except Interrupted as stop:
+        report.say(f"{stop}; checkpoint saved; go on with: {resume_command(stop.run_dir)}")
+        return 128 + stop.number
     return 0
 
 
@@ -81,11 +106,20 @@ def resume_command(run_dir: Path) -> str:
 
 
 class ShortErrors(LightningArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser whose errors are one line, without the usage.
+
+    The request has been checked before; what is left are values of Lightning's own types, such as callbacks.
+    """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-        raise RequestError(lines[0] if lines else "the options could not be parsed")
+        key, value = re.search(r'Parser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
+        if not key or not value:
+            raise RequestError(lines[0] if lines else "the options could not be parsed")
+        names = sorted({cls.__name__ for cls in subclasses(LIGHTNING_KINDS.get(key[1], type(None)))})
+        refused = next((line for line in lines if line.startswith("Option")), "not accepted")
+        known = f"; known: {', '.join(names)}{nearest(value[1], names)}" if names and refused == "not accepted" else ""
+        raise RequestError(f"{key[1]}: {shown(value[1])}: {refused}{known}")
 
 
 class LitCLI(LightningCLI):
@@ -106,7 +140,10 @@ class LitCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=ShortErrors,
-            parser_kwargs={"description": run_options.TEXT},
+            parser_kwargs={
+                "prog": "lit-small-lm",
+                **{name: {"description": run_options.TEXT} for name in self.subcommands()},
+            },
             subclass_mode_model=True,
             args=args,
             auto_configure_optimizers=False,
@@ -127,7 +164,9 @@ class LitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--optim", type=Optim, default=AdamW(), help="the optimizer")
-        parser.add_argument("--compile", type=str, default="off", help="off, or a mode of torch.compile, such as default")
+        parser.add_argument(
+            "--compile", type=str, default="off", help="off, or a mode of torch.compile, such as default"
+        )
         parser.add_lightning_class_args(WSDSchedule, "schedule")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
@@ -139,17 +178,18 @@ class LitCLI(LightningCLI):
         if self.subcommand == "fit":
             if trainer.max_steps == -1 and trainer.max_epochs is None:
                 raise RequestError("trainer.max_steps: not given; a run needs trainer.max_steps or trainer.max_epochs")
-            self.config_text = self._parser("fit").dump(config, skip_none=False)
+            self.config_text = self._parser("fit").dump(config, skip_unset=False)
             self._report_changes()
 
     def _report_changes(self) -> None:
         """Say what a resume or branch changes; what defines the model cannot change."""
         if self.start.config is None:
             return
-        changed = run_options.changes(self.start.config, self.config_text)
-        for key, (before, after) in changed.items():
+        for key, (before, after) in run_options.changes(self.start.config, self.config_text).items():
             if key.startswith("model."):
-                raise RequestError(f"{key}: {after!r}, but the checkpoint has {before!r}; use --init_from to take weights only")
+                raise RequestError(
+                    f"{key}: {after!r}, but the checkpoint has {before!r}; use --init_from to take its weights only"
+                )
             report.say(f"changed: {key}: {before!r} -> {after!r}")
         self._refuse_finished(yaml.safe_load(self.start.config), yaml.safe_load(self.config_text))
 
@@ -157,18 +197,21 @@ class LitCLI(LightningCLI):
         step, old, new = self.start.step, before["trainer"]["max_steps"], after["trainer"]["max_steps"]
         if step >= new > 0:
             raise RequestError(
-                f"trainer.max_steps: {new}; the checkpoint is at step {step}, finished; give more steps, and to keep the "
-                f"learning rate stable branch from a checkpoint before its decay with --branch_from"
+                f"trainer.max_steps: {new}; the run is finished, at step {step}; for more steps branch from a "
+                "checkpoint before its decay with --branch_from"
             )
         decayed = WSDSchedule(**before["schedule"]).decay_start(old) if old > 0 else step
         if new > old and step > decayed:
             raise RequestError(
-                f"trainer.max_steps: {new}; the learning rate of this run decays from step {decayed} on and the checkpoint "
-                f"is at step {step}; extend with --branch_from a checkpoint of step {decayed} or before"
+                f"trainer.max_steps: {new}; the learning rate of this run decays from step {decayed} on, the "
+                f"checkpoint is at step {step}; extend with --branch_from a checkpoint of step {decayed} or before"
             )
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise request_error_behind(error) from None
         config = self.config_init[self.subcommand]
         self.model.optim, self.model.compile_mode = config.optim, config.compile
         self.model.seed = self.datamodule.seed = config.seed_everything
@@ -176,21 +219,22 @@ class LitCLI(LightningCLI):
             self.model.config, self.model.init_from = self.config_text, self.options.init_from
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = {**self.config_init[self.subcommand].trainer, **kwargs}
+        settings = self.config_init[self.subcommand]
+        config = {**settings.trainer, **kwargs}
         config["plugins"] = [*listed(config["plugins"]), AtomicCheckpointIO()]
         if self.subcommand != "fit":
-            return Trainer(**{**config, "logger": False, "enable_progress_bar": False})
-        config["logger"] = [RunLogger(), *(x for x in listed(config["logger"]) if not isinstance(x, bool))]
-        self.files = RunFiles(self.config_text, self._folder(), self.start.step if self.options.resume else 0)
-        shown = [report.Announcement(self.why), RunProgress()] if config["enable_progress_bar"] is not False else []
-        settings = self.config_init["fit"]
-        config["callbacks"] = [
-            *listed(config["callbacks"]), StepMetrics(), settings.schedule, self.files, *shown, settings.checkpoints,
-        ]  # fmt: skip
-        return Trainer(**config)
+            return make_trainer({**config, "logger": False, "enable_progress_bar": False})
+        config["logger"] = [RunLogger(), *(logger for logger in listed(config["logger"]) if logger is not True)]
+        config["callbacks"] = [*listed(config["callbacks"]), *self._callbacks(settings)]
+        return make_trainer(config)
 
-    def _folder(self) -> Path | None:
-        return self.options.run_dir
+    def _callbacks(self, settings: Any) -> list[Callback]:
+        """Step metrics first and checkpoints last, so that a checkpoint holds the counters of its step."""
+        step = self.start.step if self.options.resume else 0
+        self.files = RunFiles(self.config_text, self.options.run_dir, step)
+        shown = [report.Announcement(settings.trainer.precision, self.why), RunProgress()]
+        quiet = settings.trainer.enable_progress_bar is False
+        return [StepMetrics(), settings.schedule, self.files, *([] if quiet else shown), settings.checkpoints]
 
     # ------------------------------------------------------------------------------------------------- running
     def fit(self, model: LanguageModule, **kwargs: Any) -> None:
@@ -198,7 +242,7 @@ class LitCLI(LightningCLI):
         checkpoint = str(self.start.checkpoint) if self.start.checkpoint else None
         self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         if self.trainer.is_global_zero:
-            report.finish(self.files.folder, model)
+            report.finish(self.files.folder, self.trainer, model)
 
     def validate(self, model: LanguageModule, **kwargs: Any) -> None:
         """Score the validation split with the checkpoint."""
@@ -213,12 +257,14 @@ class LitCLI(LightningCLI):
             report.say(f"written: {folder / 'test.json'}")
 
     def _evaluate(self, score: Any, split: str) -> dict[str, Any]:
-        score(self.model, datamodule=self.datamodule, ckpt_path=str(self.start.checkpoint), weights_only=True, verbose=False)
+        checkpoint = str(self.start.checkpoint)
+        score(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
         results = dict(self.model.results)
         record = {
             "split": split,
             "likelihood": self.model.objective.bound,
-            "checkpoint": str(self.start.checkpoint),
+            "precision": self.trainer.precision,
+            "checkpoint": checkpoint,
             "step": self.start.step,
             "nats_per_token": results.pop("loss"),
             "nats_per_token_standard_error": results.pop("loss_standard_error"),
@@ -227,6 +273,31 @@ class LitCLI(LightningCLI):
         if self.trainer.is_global_zero:
             report.say(report.score_line(record))
         return record
+
+
+def request_error_behind(error: BaseException) -> BaseException:
+    """The RequestError of a constructor that jsonargparse has wrapped in its own words; else the error itself."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, RequestError):
+        found = found.__cause__ or found.__context__
+    return found or error
+
+
+def make_trainer(config: dict[str, Any]) -> Trainer:
+    """Lightning's Trainer; what it refuses (a device that is not there, a strategy it does not know) in one line."""
+    try:
+        return Trainer(**config)
+    except (MisconfigurationException, ValueError) as error:
+        asked = ", ".join(f"{key}={config[key]!r}" for key in ("accelerator", "devices", "strategy", "precision"))
+        raise RequestError(f"trainer: {' '.join(str(error).split())[:150]} (asked for: {asked})") from error
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    """Every public subclass, of any depth, that has been imported."""
+    for child in cls.__subclasses__():
+        if not child.__name__.startswith("_"):
+            yield child
+        yield from subclasses(child)
 
 
 def listed(value: Any) -> list[Any]:

@@ -22,6 +22,7 @@ class Options(argparse.ArgumentParser):
         if unknown:
             known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
             name = unknown[0].split("=")[0]
-            raise RequestError(f"{shown(name)}: no such option; known: {', '.join(sorted(known))}{nearest(name, known)}")
+            raise RequestError(
+                f"{shown(name)}: no such option; known: {', '.join(sorted(known))}{nearest(name, known)}"
+            )
         return found
-

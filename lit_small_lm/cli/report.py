@@ -1,5 +1,6 @@
 """What the command line prints: before a run what will happen, after it what came of it and what to type next."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_small_lm.checkpoint import LanguageModel
 from lit_small_lm.samplers.autoregressive import Autoregressive
+from lit_small_lm.training.callbacks.checkpoints import last_stable
 from lit_small_lm.training.callbacks.progress import clock, short
+from lit_small_lm.training.callbacks.wsd import WSDSchedule
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.run_dir import read_metrics
 
@@ -28,13 +31,15 @@ def choose_precision(accelerator: str, precision: object) -> tuple[str, str]:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         capable = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16-mixed", "this GPU has bf16") if capable else ("16-mixed", "this GPU has no bf16")
-    if torch.cpu._is_amx_tile_supported():
-        return "bf16-mixed", "this CPU has bf16 matrix instructions (AMX)"
-    return "32-true", "this CPU has no bf16 matrix instructions (AMX)"
+    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed", "this CPU has bf16 instructions"
+    return "32-true", "this CPU has no bf16 instructions"
 
 
-def device_line(trainer: Trainer, why: str) -> str:
+def device_line(trainer: Trainer, asked: str, why: str) -> str:
     """The device and precision in use, and why."""
+    if trainer.precision != asked:
+        why = f"{asked} {why}, which Lightning does not do on this device"
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     count = f" x {trainer.world_size} processes" if trainer.world_size > 1 else ""
@@ -44,12 +49,16 @@ def device_line(trainer: Trainer, why: str) -> str:
 class Announcement(Callback):
     """Says on which device, with which precision, model and data a run starts."""
 
-    def __init__(self, why: str) -> None:
-        self.why = why
+    def __init__(self, precision: str, why: str) -> None:
+        self.precision, self.why = precision, why
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         if trainer.is_global_zero:
-            for line in (device_line(trainer, self.why), model_line(pl_module), *trainer.datamodule.notes()):
+            for line in (
+                device_line(trainer, self.precision, self.why),
+                model_line(pl_module),
+                *trainer.datamodule.notes(),
+            ):
                 say(line)
 
 
@@ -102,40 +111,49 @@ def summary(run_dir: Path) -> str:
     first, end = scores[0], scores[-1]
     before = f" (step {first['step']}: {first['val/bits_per_byte']:.3f})" if len(scores) > 1 else ""
     return (
-        f"{text}; validation {end['val/bits_per_byte']:.3f} +- {end['val/bits_per_byte_standard_error']:.3f} bits per "
+        f"{text}; validation {plus_minus(end['val/bits_per_byte'], end['val/bits_per_byte_standard_error'])} bits per "
         f"byte (exact likelihood, standard error over {end['val/documents']:.0f} documents){before}"
     )
 
 
-def next_commands(run_dir: Path) -> str:
+def plus_minus(value: float, error: float | str) -> str:
+    """`1.234 +- 0.056`; without the error where fewer than two documents leave it unknown."""
+    return f"{value:.4f}" if math.isnan(float(error)) else f"{value:.4f} +- {error:.4f}"
+
+
+def next_commands(run_dir: Path, trainer: Trainer) -> str:
     """What to type next."""
     where = shlex.quote(str(run_dir))
-    return "\n".join(
-        [
-            "next:",
-            f"  tensorboard --logdir {where}",
-            f"  lit-small-lm generate {where} --prompt 'def ' --max_new_tokens 100",
-            f"  lit-small-lm test --run_dir {where}",
-            f"  lit-small-lm fit --run_dir {where} --resume --trainer.max_steps 640 --schedule.decay 0.1",
-            "  lit-small-lm fit -c configs/demo.yaml --data.source.path my_folder/",
-        ]
-    )
+    lines = [
+        ("watch", f"tensorboard --logdir {where}"),
+        ("write", f"lit-small-lm generate {where} --prompt 'def ' --max_new_tokens 100"),
+        ("score", f"lit-small-lm test --run_dir {where}"),
+        ("resume", f"lit-small-lm fit --run_dir {where} --resume    (a run that was stopped)"),
+        ("own text", "lit-small-lm fit -c configs/demo.yaml --data.source.path my_folder/"),
+    ]
+    schedule = next((c for c in trainer.callbacks if isinstance(c, WSDSchedule)), None)
+    stable = schedule and last_stable(run_dir, schedule.decay_start(trainer.max_steps))
+    if stable:
+        more = f"--branch_from {shlex.quote(str(stable))} --trainer.max_steps {2 * trainer.max_steps}"
+        lines.insert(4, ("train on", f"lit-small-lm fit {more}    (from before the decay)"))
+    return "\n".join(["next:", *(f"  {what:9} {command}" for what, command in lines)])
 
 
 def score_line(record: dict) -> str:
     """One line of what `validate` and `test` measured."""
+    rate = plus_minus(record["bits_per_byte"], record["bits_per_byte_standard_error"])
+    loss = plus_minus(record["nats_per_token"], record["nats_per_token_standard_error"])
     return (
-        f"{record['split']}: {record['bits_per_byte']:.4f} +- {record['bits_per_byte_standard_error']:.4f} bits per byte, "
-        f"{record['nats_per_token']:.4f} +- {record['nats_per_token_standard_error']:.4f} nats per token "
+        f"{record['split']}: {rate} bits per byte, {loss} nats per token "
         f"({record['likelihood']} likelihood; standard error over {record['documents']:.0f} documents; "
         f"{record['tokens']:.0f} tokens, {record['bytes']:.0f} bytes; checkpoint of step {record['step']})"
     )
 
 
-def finish(run_dir: Path, module: LanguageModule) -> None:
+def finish(run_dir: Path, trainer: Trainer, module: LanguageModule) -> None:
     """After a run: its curve, a sample, its score and the next commands."""
     say(curve(run_dir))
     say(f"sample (temperature 0.8, seed 0):\n{sample(module)}\n")
     say(summary(run_dir))
     say(f"run directory: {run_dir}")
-    say(next_commands(run_dir))
+    say(next_commands(run_dir, trainer))

@@ -45,6 +45,11 @@ def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
+def start_of(command: str, options: argparse.Namespace) -> Start:
+    """Where a command starts from."""
+    return fit_start(options) if command == "fit" else evaluation_start(options)
+
+
 def fit_start(options: argparse.Namespace) -> Start:
     """What a `fit` starts from.
 

@@ -39,7 +39,11 @@ class TokenData(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (("seq_len", seq_len, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        for name, value, least in (
+            ("seq_len", seq_len, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
             if value < least:
                 raise RequestError(f"data.{name}: {value}; allowed: at least {least}")
         problems = [*check_settings(source, "data.source"), *check_settings(tokenizer, "data.tokenizer")]
@@ -62,6 +66,7 @@ class TokenData(LightningDataModule):
         if stage == "fit":
             self._check_size()
             count_in_steps(self.trainer, len(self.rows("train")) // self.batch_size)
+            self._plan()
 
     def _check_size(self) -> None:
         rows, needed = len(self.rows("train")), self.batch_size
@@ -106,10 +111,10 @@ class TokenData(LightningDataModule):
             lines.append(f"data: the corpus fills {self.encoder.vocab_size} of the {asked} ids asked for")
         return lines
 
-    def train_dataloader(self) -> BatchLoader:
-        trainer, rows = self.trainer, self.rows("train")
-        plan = TrainPlan(
-            rows=len(rows),
+    def _plan(self) -> TrainPlan:
+        trainer = self.trainer
+        return TrainPlan(
+            rows=len(self.rows("train")),
             seed=self.seed,
             batch_size=self.batch_size,
             accumulate=trainer.accumulate_grad_batches,
@@ -117,7 +122,10 @@ class TokenData(LightningDataModule):
             world_size=trainer.world_size,
             steps=trainer.max_steps + 1,  # one more than will be taken: Lightning never reaches the end of an epoch
         )
-        return BatchLoader(rows, plan, self.num_workers, pin=trainer.strategy.root_device.type == "cuda")
+
+    def train_dataloader(self) -> BatchLoader:
+        pin = self.trainer.strategy.root_device.type == "cuda"
+        return BatchLoader(self.rows("train"), self._plan(), self.num_workers, pin=pin)
 
     def val_dataloader(self) -> BatchLoader:
         return self._evaluated("validation")

@@ -95,7 +95,9 @@ def read_text(file: Path) -> str:
         return data.decode().removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         byte = data[error.start]
-        raise RequestError(f"{shown(str(file))}: byte {error.start} (0x{byte:02x}) is not UTF-8; save it as UTF-8") from None
+        raise RequestError(
+            f"{shown(str(file))}: byte {error.start} (0x{byte:02x}) is not UTF-8; save it as UTF-8"
+        ) from None
 
 
 def split_of(name: str) -> Split:

@@ -22,7 +22,9 @@ class Rotary(Positions):
     def rotate(self, head_dim: int) -> nn.Module:
         width = round(head_dim * self.share)
         if width % 2 or width == 0:
-            raise RequestError(f"positions.share {self.share} of head_dim {head_dim} rotates {width} channels; allowed: even")
+            raise RequestError(
+                f"positions.share {self.share} of head_dim {head_dim} rotates {width} channels; allowed: even"
+            )
         return Rotate(width, self.base)
 
     def limit(self) -> None:

@@ -17,11 +17,12 @@ def probabilities(
     """
     if not torch.isfinite(logits).all():
         raise RunError("the network's logits are not finite; the weights are damaged or training diverged")
-    logits = logits.double()
+    logits = logits.to(torch.float64, copy=True)
     logits[:, list(never)] = -torch.inf
     if temperature == 0:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-    probs = torch.softmax(logits / temperature, dim=-1)
+    below = logits - logits.max(-1, keepdim=True).values  # a tiny temperature must not overflow
+    probs = torch.softmax(below / temperature, dim=-1)
     if top_k is not None and top_k < probs.shape[-1]:
         least = probs.topk(top_k).values[:, -1:]
         probs = probs.where(probs >= least, 0)

@@ -47,6 +47,9 @@ class LanguageModule(LightningModule, abc.ABC):
         backbone.refuse_kind(objective.kind)
         self.backbone, self.shape, self.objective = backbone, shape, objective
         self.dims = shape.resolve()
+        with torch.device("meta"):
+            Backbone(backbone, self.dims, vocab_size=1)  # parts that do not fit are found here, at no cost
+        backbone.report_concerns()
         self.net: Backbone | None = None
         self.optim: Optim = AdamW()
         """The optimizer; its base rate is what schedules multiply."""
@@ -79,7 +82,6 @@ class LanguageModule(LightningModule, abc.ABC):
         limit, seq_len = self.backbone.positions.limit(), self.trainer.datamodule.seq_len
         if limit is not None and seq_len > limit:
             raise RequestError(f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions")
-        self.backbone.report_concerns()
         torch.manual_seed(fold(self.seed, "init"))
         self.net = Backbone(self.backbone, self.dims, self.encoder.vocab_size)
         if self.init_from is not None:
@@ -92,7 +94,9 @@ class LanguageModule(LightningModule, abc.ABC):
             self.net.load_state_dict(weights_of(read(path)))
         except RuntimeError as error:
             lines = str(error).splitlines()
-            raise RequestError(f"--init_from {path}: {len(lines) - 1} tensors do not fit, first: {lines[1].strip()}") from None
+            raise RequestError(
+                f"--init_from {path}: {len(lines) - 1} tensors do not fit, first: {lines[1].strip()}"
+            ) from None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.trainer.precision != "16-mixed"  # a fused kernel unscales by itself, after clipping
@@ -192,7 +196,9 @@ class LanguageModule(LightningModule, abc.ABC):
         record = record_of(checkpoint)
         self.tokens_seen, self.seconds = record["tokens"], record["seconds"]
         if record["tokenizer"]["record"] != self.encoder.record():
-            raise RequestError("data.tokenizer: not the one the checkpoint was trained with; the text or tokenizer changed")
+            raise RequestError(
+                "data.tokenizer: not the one the checkpoint was trained with; the text or tokenizer changed"
+            )
 
 
 class AutoregressiveLM(LanguageModule):

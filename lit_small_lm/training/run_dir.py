@@ -1,8 +1,8 @@
 """The run directory: everything of a run in one place, and what it is cut to when a run resumes.
 
-    config.yaml        the resolved configuration       environment.json   versions, machine, plug-ins, command
-    metrics.jsonl      one JSON object a line            tensorboard/       the same, as events
-    checkpoints/       step=00000040.ckpt and so on      tokenizer.json     the tokenizer in use
+config.yaml        the resolved configuration       environment.json   versions, machine, plug-ins, command
+metrics.jsonl      one JSON object a line            tensorboard/       the same, as events
+checkpoints/       step=00000040.ckpt and so on      tokenizer.json     the tokenizer in use
 """
 
 import datetime
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
     """What a later reader needs to know of where a run happened; no environment variables."""
     return {
         "lit_small_lm": __version__,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["lit-small-lm", *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -92,9 +92,9 @@ class Checkpoints(Callback):
     def _prune(self, trainer: Trainer) -> None:
         files = checkpoints_in(self.run_dir)
         decays = [c.decay_start(trainer.max_steps) for c in trainer.callbacks if isinstance(c, WSDSchedule)]
-        stable = [file for file in files if decays and step_of(file) <= min(decays)][:1]
+        stable = last_stable(self.run_dir, min(decays)) if decays else None
         for file in files[self.keep or len(files) :]:
-            if file not in stable:
+            if file != stable:
                 file.unlink()
 
 
@@ -113,6 +113,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(new, path)
         finally:
             new.unlink(missing_ok=True)
+
+
+def last_stable(run_dir: Path, decay_start: int) -> Path | None:
+    """The newest checkpoint of a run from before the learning rate decays, if there is one."""
+    return next((file for file in checkpoints_in(run_dir) if step_of(file) <= decay_start), None)
 
 
 def validation_due(trainer: Trainer) -> bool:

@@ -34,7 +34,11 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first = (trainer.global_step, pl_module.seconds)
         if self._enabled and trainer.is_global_zero and self._console.is_terminal:
-            columns = TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}")
+            columns = (
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+            )
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
             self._bar.start()
@@ -48,7 +52,9 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=self._text(trainer, pl_module))
         elif step == total or step * LINES // total > (step - 1) * LINES // total:
-            self._console.print(f"step {step}/{total}  {self._text(trainer, pl_module)}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"step {step}/{total}  {self._text(trainer, pl_module)}", highlight=False, soft_wrap=True
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get("val/bits_per_byte")

@@ -22,9 +22,7 @@ class RunFiles(Callback):
     def __init__(self, config: str, folder: Path | None = None, start_step: int = 0) -> None:
         self.config, self.folder, self.start_step = config, folder, start_step
 
-    def setup(self, trainer: Trainer, pl_module: LanguageModule, stage: str) -> None:
-        if stage != "fit":
-            return
+    def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
         chosen = self.folder or (fresh() if trainer.is_global_zero else None)
         self.folder = Path(trainer.strategy.broadcast(str(chosen)))
         for callback in trainer.callbacks:

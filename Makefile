@@ -1,0 +1,64 @@
+# make demo | test | bench | lint | format | clean | distclean. Each sets up what it needs, once; PYTHON picks the
+# interpreter (make test PYTHON=python3.12), ARGS is passed on (make test ARGS="-k norms -x").
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Stamps are named after what they depend on: a stamp that exists is current, and then nothing is run and no network
+# is needed. The environment belongs to one interpreter and one folder, its packages to the two files that name them.
+checksum = $(shell { $(1); } 2>/dev/null | cksum | cut -d ' ' -f 1)
+MADE := $(VENV)/.made-$(call checksum,pwd; $(PYTHON) -VV)
+PACKAGES := $(call checksum,cat pyproject.toml constraints.txt)
+INSTALLED := $(VENV)/.installed-$(PACKAGES)
+INSTALLED_DEV := $(VENV)/.installed-dev-$(PACKAGES)
+INSTALL := $(BIN)/python -m pip install -c constraints.txt
+
+.PHONY: help demo test bench lint format clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+demo: $(INSTALLED)
+	$(BIN)/lit-small-lm fit -c configs/demo.yaml $(ARGS)
+
+test: $(INSTALLED_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+
+bench: $(INSTALLED)
+	@for file in benchmarks/*.py; do $(BIN)/python "$$file" $(ARGS) || exit 1; done
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What tools leave behind; runs/ is yours and stays.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(MADE):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, see PYTHON=")'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# torch comes first and pinned, so that nothing else can choose another build of it.
+$(INSTALLED): $(MADE)
+	@echo "installing packages into $(VENV) (a few minutes, once)"
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(INSTALL) -e ".[dev]"
+	@touch $@

@@ -1,0 +1,92 @@
+"""The words of a refused request: every fault in one line, the most important last."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lit_small_lm.cli.part import Part, Path
+from lit_small_lm.cli.schema import quoted
+from lit_small_lm.errors import WIDTH, RequestError
+from lit_small_lm.spec import Spec, known
+
+VALUE, NAME, FILE = 0, 1, 2
+"""How important a fault is: a wrong value, an unknown name, a file that cannot be used."""
+
+
+class Report:
+    """Collects faults."""
+
+    def __init__(self) -> None:
+        self.faults: list[tuple[int, str]] = []
+
+    def add(self, rank: int, text: str) -> None:
+        if (rank, text) not in self.faults:
+            self.faults.append((rank, text))
+
+    def finish(self) -> None:
+        """Raise RequestError if there is a fault: one line each."""
+        if self.faults:
+            raise RequestError("\n".join(text for _, text in sorted(self.faults, key=lambda fault: fault[0])))
+
+
+def unknown(
+    where: str,
+    name: str,
+    choices: Iterable[str],
+    what: str,
+    *,
+    prefix: str = "",
+    suffix: str = "",
+    places: Sequence[Path] = (),
+    found: str = "",
+) -> str:
+    """The line for a name that is not among `choices`; the list of known names is cut to fit.
+
+    Args:
+        prefix, suffix: what stands before and after a name that is suggested, such as "--trainer.".
+        places: where else in the request the name would be right.
+        found: the kind the name is of, if it is known as another.
+    """
+    head = f"{where}: {quoted(name)} is {f'a {found}, not' if found else 'not'} {what}; known: "
+    tail = "" if found else _suggestion(name, choices, prefix, suffix, places)
+    names, room = sorted(choices), WIDTH - len("error: ") - len(head) - len(tail)
+    text = ", ".join(names) or "none"
+    if len(text) > room:
+        names.sort(key=lambda choice: -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio())
+        shown_names = _first(names, room - len(", ... (999 in all)"))
+        text = f"{', '.join(shown_names)}, ... ({len(names)} in all)" if shown_names else f"{len(names)} names"
+    return head + text + tail
+
+
+def elsewhere(part: Part, name: str, path: Path = ()) -> Iterator[Path]:
+    """Every place of the request, as its classes are now, that has an option of this name."""
+    for key, option in part.options().items():
+        if key == name:
+            yield (*path, key)
+        if option.form in ("group", "slot"):
+            yield from elsewhere(part.part(key), name, (*path, key))
+
+
+def kind_of(name: str, others: Mapping[str, Any]) -> str:
+    """The kind of a class known by this name, or nothing; `others` are kinds beside those of `Spec`."""
+    kinds = {cls.__name__: cls for cls in Spec.__subclasses__()} | dict(others)
+    return next((kind for kind, cls in kinds.items() if name in known(cls)), "")
+
+
+def _suggestion(name: str, choices: Iterable[str], prefix: str, suffix: str, places: Sequence[Path]) -> str:
+    if 0 < len(places) <= 3 and prefix:
+        return "; did you mean " + " or ".join("--" + ".".join(place) + suffix for place in places) + "?"
+    if 0 < len(places) <= 3:
+        return "; it belongs under " + " or ".join(".".join(place[:-1]) or "the top level" for place in places)
+    lowered = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{lowered[close[0]]}{suffix}?" if close else ""
+
+
+def _first(names: Sequence[str], room: int) -> list[str]:
+    taken: list[str] = []
+    for name in names:
+        if sum(map(len, taken)) + 2 * len(taken) + len(name) > room:
+            break
+        taken.append(name)
+    return taken

@@ -1,0 +1,1 @@
+"""Research variants, one folder each; imported as `lit_small_lm.plugins.<name>`."""

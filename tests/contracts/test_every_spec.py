@@ -1,0 +1,106 @@
+"""Every known Spec, and some of their less usual settings, keeps the contracts of its kind."""
+
+from pathlib import Path
+
+import pytest
+
+import lit_small_lm
+from lit_small_lm.backbone import BackboneSpec, LayerSpec
+from lit_small_lm.data.sources import TextFiles
+from lit_small_lm.data.tokenizer import BPE
+from lit_small_lm.discovery import discover
+from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.canon import CausalCanon
+from lit_small_lm.nn.init import NormalInit, ScaledInit
+from lit_small_lm.nn.mlp import MLP, GatedMLP
+from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+from lit_small_lm.nn.positions import Learned, NoPositions, Rotary
+from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
+from lit_small_lm.nn.shortconv import ShortConv
+from lit_small_lm.plugin import Dims, kinds, known
+from lit_small_lm.samplers.autoregressive import Autoregressive
+from lit_small_lm.shapes import FixedShape
+from lit_small_lm.testing import check
+from lit_small_lm.training.optim import AdamW
+
+discover()
+HERE = Path(lit_small_lm.__file__).parent
+SHIPPED = [
+    cls
+    for kind in (*kinds().values(), BackboneSpec, LayerSpec)
+    for cls in known(kind).values()
+    if cls.__module__.startswith("lit_small_lm.") and cls is not TextFiles
+]
+
+
+@pytest.mark.parametrize("cls", SHIPPED, ids=lambda cls: cls.__name__)
+def test_default_of_every_known_spec(cls):
+    check(cls())
+
+
+def test_the_list_is_not_empty():
+    assert {"NextToken", "PreNorm", "Attention", "Autoregressive", "AdamW", "BPE"} <= {cls.__name__ for cls in SHIPPED}
+
+
+@pytest.mark.slow  # reads the whole standard library twice
+def test_default_source():
+    check(TextFiles())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        TextFiles(path=str(HERE)),
+        TextFiles(path=str(HERE / "plugin.py")),
+        Attention(window=3),
+        Attention(shift="bias", dropout=0.2),
+        ShortConv(kernel=5, dropout=0.2),
+        ShortConv(kernel=1),
+        CausalCanon(kernel=1),
+        CausalCanon(kernel=7),
+        MLP(activation="relu2", shift="bias", dropout=0.2),
+        MLP(activation="gelu"),
+        GatedMLP(activation="gelu_tanh", dropout=0.2),
+        GatedMLP(activation="relu"),
+        LayerNorm(shift="none"),
+        Learned(length=7),
+        Rotary(share=0.5, base=100.0),
+        ScaledInit(std_dev=0.1),
+        LayerNormScaling(norm=LayerNorm()),
+        PostNorm(norm=LayerNorm(shift="none")),
+        LayerSpec(canon_at="ABCD", positions=NoPositions()),
+        LayerSpec(canon_at="BD", mixer=ShortConv(), ffn=MLP(shift="bias")),
+        LayerSpec(canon_at="AC", mixer=Attention(window=2), canon=CausalCanon(kernel=2)),
+        BackboneSpec(head="untied", init=ScaledInit(), norm=PostNorm()),
+        BackboneSpec(
+            norm=LayerNormScaling(),
+            layer=LayerSpec(canon_at="ABCD"),
+            more_layers={"conv": LayerSpec(mixer=ShortConv()), "local": LayerSpec(mixer=Attention(window=4))},
+            pattern=("conv", "local", "layer"),
+        ),
+        BackboneSpec(
+            norm=LayerNormScaling(norm=LayerNorm()),
+            layer=LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias"), canon_at="D"),
+            positions=Learned(length=12),
+        ),
+        BackboneSpec(
+            positions=NoPositions(), init=NormalInit(std_dev=0.5), norm=LayerNormScaling(norm=RMSNorm(eps=0.1))
+        ),
+        FixedShape(dim=24, n_heads=4, n_kv_heads=2, head_dim=10, hidden=7),
+        Autoregressive(temperature=0.0),
+        Autoregressive(temperature=0.7, top_k=3, top_p=0.9),
+        AdamW(lr=0.1, weight_decay=0.0),
+        BPE(vocab_size=300),
+    ],
+    ids=lambda spec: repr(spec)[:90],
+)
+def test_other_settings(spec):
+    check(spec)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("head_dim", [4, 6])
+@pytest.mark.parametrize("mixer", [Attention(), Attention(window=3)], ids=["full", "window"])
+def test_attention_with_shared_key_heads(mixer, head_dim, n_kv_heads):
+    shape = Dims(dim=16, n_layers=2, n_heads=4, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden=24)
+    check(LayerSpec(mixer=mixer, canon_at="ABCD"), shape)

@@ -1,0 +1,109 @@
+"""Attention through the fused kernel against the plain twin, gradients included."""
+
+import math
+
+import pytest
+import torch
+
+from lit_small_lm.context import Cache, Context, Visibility
+from lit_small_lm.nn.attention import Attention, plain_attention
+from lit_small_lm.nn.positions import NoPositions, Rotary
+from lit_small_lm.plugin import Dims, Site
+
+TIME, BATCH = 11, 2
+
+
+def site(n_kv_heads=2, head_dim=6, positions=None):
+    dims = Dims(dim=16, n_layers=1, n_heads=4, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden=8)
+    return Site(dims, 0, "mixer", positions=positions or Rotary())
+
+
+def documents():
+    return torch.tensor([[0] * 3 + [1] * 7 + [2], [5] * 6 + [6] * 5])
+
+
+def plain_mixer(mixer, h, ctx, window):
+    """What the mixer computes, by the plain twin."""
+    widths = mixer.widths
+    q, k, v = (p.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for p in mixer.qkv_proj(h).split(widths, -1))
+    if mixer.rotate is not None:
+        q, k = mixer.rotate(q, k, ctx)
+    out = plain_attention(q, k, v, ctx.visibility.dense(window=window))
+    return mixer.o_proj(out.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_equals_the_plain_twin(kind, packed, window, n_kv_heads):
+    torch.manual_seed(0)
+    mixer = Attention(window=window, shift="bias").build(site(n_kv_heads)).double()
+    h = torch.randn(BATCH, TIME, 16, dtype=torch.float64, requires_grad=True)
+    view = Visibility.rows(h[..., 0], documents() if packed else None, kind)
+    inputs = [h, *mixer.parameters()]
+    probe = torch.randn(BATCH, TIME, 16, dtype=torch.float64)
+    fast, plain = mixer(h, Context(view)), plain_mixer(mixer, h, Context(view), window)
+    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
+    wanted = torch.autograd.grad((plain * probe).sum(), inputs)
+    found = torch.autograd.grad((fast * probe).sum(), inputs)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_plain_twin_by_hand():
+    """Two positions, one head of one channel: the softmax of two scores, written out."""
+    q, k, v = (torch.tensor(x, dtype=torch.float64).view(1, 1, 2, 1) for x in ([1.0, 2.0], [3.0, -1.0], [5.0, 7.0]))
+    causal = torch.tensor([[True, False], [True, True]]).view(1, 1, 2, 2)
+    share = 1 / (1 + math.exp(-2 - 6))
+    wanted = [5.0, share * 5 + (1 - share) * 7]
+    torch.testing.assert_close(plain_attention(q, k, v, causal).flatten().tolist(), wanted, rtol=1e-14, atol=0)
+
+
+def test_query_heads_share_their_group_of_keys():
+    """With grouped keys, heads 0 and 1 read key head 0, heads 2 and 3 key head 1."""
+    torch.manual_seed(0)
+    mixer = Attention().build(site(n_kv_heads=2, head_dim=4, positions=NoPositions())).double()
+    h = torch.randn(1, 5, 16, dtype=torch.float64)
+    heads = {}
+    mixer.o_proj.register_forward_pre_hook(lambda module, args: heads.update(out=args[0].unflatten(-1, (4, 4))))
+    mixer(h, Context(Visibility.rows(h[..., 0])))
+    before = heads["out"]
+    with torch.no_grad():
+        mixer.qkv_proj.weight[16:20] += 1  # the first key head
+    mixer(h, Context(Visibility.rows(h[..., 0])))
+    changed = (heads["out"] != before).any(-1).any(1)[0]
+    assert changed.tolist() == [True, True, False, False]
+
+
+def test_window_counts_the_query_itself():
+    torch.manual_seed(0)
+    mixer = Attention(window=3).build(site()).double()
+    h = torch.randn(1, TIME, 16, dtype=torch.float64, requires_grad=True)
+    out = mixer(h, Context(Visibility.rows(h[..., 0])))
+    reach = torch.autograd.grad(out[0, 7].sum(), h)[0][0].abs().sum(-1) > 0
+    assert reach.nonzero().flatten().tolist() == [5, 6, 7]
+
+
+def test_packed_rows_and_cache_together():
+    """A packed row decoded in two calls, documents crossing the cut."""
+    torch.manual_seed(0)
+    mixer = Attention().build(site()).double()
+    h = torch.randn(BATCH, TIME, 16, dtype=torch.float64)
+    whole = Visibility.rows(h[..., 0], documents())
+    cache, pieces = Cache(TIME), []
+    for start, end in ((0, 5), (5, TIME)):
+        view = Visibility(whole.positions[:, start:end], whole.doc_ids[:, start:end])
+        pieces.append(mixer(h[:, start:end], Context(view, cache)))
+        cache.advance(end - start)
+    wanted = mixer(h, Context(whole))
+    torch.testing.assert_close(torch.cat(pieces, 1), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_dropout_acts_while_training_only():
+    torch.manual_seed(0)
+    mixer, h = Attention(dropout=0.5).build(site()), torch.randn(1, TIME, 16)
+    view = Context(Visibility.rows(h[..., 0]))
+    dropped = (mixer(h, view) == 0).float().mean().item()
+    assert 0.3 < dropped < 0.7
+    assert not (mixer.eval()(h, view) == 0).any()

@@ -1,0 +1,56 @@
+"""The chunked loss against its plain twin and against PyTorch's, gradients and weights included."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lit_small_lm.nn.head import plain_nll, token_nll
+
+VOCAB = 13
+
+
+def inputs(count=10, dtype=torch.float64):
+    torch.manual_seed(0)
+    h = torch.randn(count, 6, dtype=dtype, requires_grad=True)
+    weight = torch.randn(VOCAB, 6, dtype=dtype, requires_grad=True)
+    return h, weight, torch.randint(VOCAB, (count,)), torch.rand(count, dtype=dtype)
+
+
+@pytest.mark.parametrize("chunk_logits", [1, VOCAB, 3 * VOCAB, 3 * VOCAB + 5, 9 * VOCAB, 10 * VOCAB, 1 << 26])
+def test_chunked_equals_plain(chunk_logits):
+    h, weight, targets, importance = inputs()
+    chunked, plain = token_nll(h, weight, targets, chunk_logits), plain_nll(h, weight, targets)
+    torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
+    wanted = torch.autograd.grad((plain * importance).sum(), (h, weight))
+    found = torch.autograd.grad((chunked * importance).sum(), (h, weight))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_plain_is_minus_the_log_of_the_softmax():
+    h, weight, targets, _ = inputs()
+    wanted = -torch.log(torch.softmax(h @ weight.T, -1))[torch.arange(10), targets]
+    torch.testing.assert_close(plain_nll(h, weight, targets), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_small_pieces_never_hold_more_logits_than_asked(monkeypatch):
+    sizes, linear = [], F.linear
+
+    def spy(h, weight):
+        out = linear(h, weight)
+        sizes.append(out.numel())
+        return out
+
+    monkeypatch.setattr(F, "linear", spy)
+    h, weight, targets, _ = inputs()
+    token_nll(h, weight, targets, chunk_logits=3 * VOCAB).sum().backward()
+    assert max(sizes) == 3 * VOCAB
+    assert len(sizes) == 8  # four pieces, each once more in the backward pass
+
+
+def test_half_precision_is_scored_in_float32():
+    h, weight, targets, _ = inputs(dtype=torch.bfloat16)
+    nll = token_nll(h, weight, targets)
+    assert nll.dtype == torch.float32
+    wanted = F.cross_entropy(F.linear(h, weight).float(), targets, reduction="none")
+    torch.testing.assert_close(nll, wanted, rtol=0, atol=0)

@@ -1,0 +1,72 @@
+"""Initial weights by role."""
+
+import math
+
+import pytest
+import torch
+
+from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.init import NormalInit, ScaledInit
+from lit_small_lm.nn.mlp import MLP
+from lit_small_lm.nn.positions import Learned
+from lit_small_lm.plugin import NormScheme
+from lit_small_lm.shapes import FixedShape
+
+DIMS = FixedShape(dim=128, n_layers=8, n_heads=2, hidden=256).resolve()
+
+
+def deviations(spec):
+    """Measured deviation by role, biases and norms left out."""
+    torch.manual_seed(0)
+    net, found = Backbone(spec, DIMS, 500), {}
+    for _, tensor, role, _, _ in net.named_roles():
+        found.setdefault(role, []).append(tensor.flatten())
+    return {role: torch.cat(tensors).std().item() for role, tensors in found.items() if role not in ("norm", "bias")}
+
+
+@pytest.mark.parametrize("spec", [BackboneSpec(), BackboneSpec(head="untied", positions=Learned(length=300))])
+def test_normal_init_is_one_deviation_for_all(spec):
+    for role, deviation in deviations(spec).items():
+        assert deviation == pytest.approx(0.02, rel=0.02), role  # 38,400 draws or more: 0.4 % standard error
+
+
+def test_scaled_init_shrinks_the_outputs_of_branches_alone():
+    found = deviations(BackboneSpec(init=ScaledInit(std_dev=0.1), head="untied"))
+    for role, deviation in found.items():
+        wanted = 0.1 / math.sqrt(2 * 8) if role in ("out", "down") else 0.1
+        assert deviation == pytest.approx(wanted, rel=0.02), role
+    assert {"out", "down", "head", "embedding", "qkv", "gate_up"} == set(found)
+
+
+def test_biases_start_at_zero_and_gains_at_one():
+    net = Backbone(BackboneSpec(layer=LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias"))), DIMS, 50)
+    biases = [tensor for _, tensor, role, _, _ in net.named_roles() if role == "bias"]
+    gains = [tensor for _, tensor, role, _, _ in net.named_roles() if role == "norm"]
+    assert len(biases) == 4 * 8
+    assert len(gains) == 2 * 8 + 1
+    assert not any(bias.any() for bias in biases)
+    assert all((gain == 1).all() for gain in gains)
+
+
+def test_a_scheme_may_scale_its_branches_outputs(monkeypatch):
+    monkeypatch.setattr(
+        NormScheme, "branch_init", lambda self, site: 1 / (site.layer + 1) if site.place == "ffn" else 3.0
+    )
+    torch.manual_seed(0)
+    net = Backbone(BackboneSpec(), DIMS, 50)
+    for index, layer in enumerate(net.layers):
+        assert layer.ffn.down_proj.weight.std().item() == pytest.approx(0.02 / (index + 1), rel=0.03)
+        assert layer.mixer.o_proj.weight.std().item() == pytest.approx(0.06, rel=0.03)
+        assert layer.mixer.qkv_proj.weight.std().item() == pytest.approx(0.02, rel=0.03)
+
+
+def test_decay_spares_norms_biases_and_embeddings():
+    init = NormalInit()
+    assert [
+        role for role in ("embedding", "positions", "norm", "bias", "qkv", "head", "other") if init.decays(role)
+    ] == [
+        "qkv",
+        "head",
+        "other",
+    ]

@@ -1,0 +1,52 @@
+"""Feed-forward networks against their formulas."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lit_small_lm.context import Context, Visibility
+from lit_small_lm.nn.mlp import ACTIVATIONS, MLP, GatedMLP
+from lit_small_lm.plugin import Dims, Site
+
+SITE = Site(Dims(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8, hidden=12), 0, "ffn")
+H = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+CTX = Context(Visibility.rows(H[..., 0]))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gated(activation):
+    ffn = GatedMLP(activation=activation).build(SITE)
+    gate, up = ffn.gate_up_proj.weight.chunk(2)
+    wanted = (ACTIVATIONS[activation](H @ gate.T) * (H @ up.T)) @ ffn.down_proj.weight.T
+    torch.testing.assert_close(ffn(H, CTX), wanted, rtol=1e-5, atol=1e-6)  # float32, one fused product against two
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shift", ["bias", "none"])
+def test_plain(activation, shift):
+    ffn = MLP(activation=activation, shift=shift).build(SITE)
+    wanted = F.linear(ACTIVATIONS[activation](F.linear(H, ffn.up_proj.weight, ffn.up_proj.bias)), ffn.down_proj.weight)
+    wanted = wanted if shift == "none" else wanted + ffn.down_proj.bias
+    torch.testing.assert_close(ffn(H, CTX), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("silu", 2 / (1 + 2.718281828459045**-2)),
+        ("relu", 2.0),
+        ("relu2", 4.0),
+        ("gelu", 1.9544997),
+        ("gelu_tanh", 1.9545977),
+    ],
+)
+def test_activations_at_two(name, value):
+    assert ACTIVATIONS[name](torch.tensor(2.0, dtype=torch.float64)).item() == pytest.approx(value, rel=1e-7)
+
+
+@pytest.mark.parametrize("spec", [GatedMLP(dropout=0.5), MLP(dropout=0.5)], ids=["gated", "plain"])
+def test_dropout_acts_while_training_only(spec):
+    torch.manual_seed(0)
+    ffn = spec.build(SITE)
+    assert (ffn(H, CTX) == 0).any()
+    assert not (ffn.eval()(H, CTX) == 0).any()

@@ -1,0 +1,29 @@
+"""Norm operators against their formulas."""
+
+import pytest
+import torch
+
+from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+
+H = 3 + 2 * torch.randn(4, 6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_rms_norm():
+    norm = RMSNorm(eps=0.1).build(32).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+    wanted = H / (H.square().mean(-1, keepdim=True) + 0.1).sqrt() * norm.weight
+    torch.testing.assert_close(norm(H), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", ["bias", "none"])
+def test_layer_norm(shift):
+    norm = LayerNorm(eps=0.1, shift=shift).build(32).double()
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.normal_()
+    centred = H - H.mean(-1, keepdim=True)
+    wanted = centred / (centred.square().mean(-1, keepdim=True) + 0.1).sqrt() * norm.weight
+    wanted = wanted if shift == "none" else wanted + norm.bias
+    assert len(list(norm.parameters())) == (2 if shift == "bias" else 1)
+    torch.testing.assert_close(norm(H), wanted, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,90 @@
+"""A compiled network is the same network: outputs, gradients and names of its weights."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.context import Context, Visibility
+from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.mlp import MLP
+from lit_small_lm.nn.norms import LayerNorm
+from lit_small_lm.nn.positions import Learned
+from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
+from lit_small_lm.nn.shortconv import ShortConv
+from lit_small_lm.shapes import FixedShape
+
+DIMS = FixedShape(dim=16, n_layers=2, n_heads=4, n_kv_heads=2, hidden=32).resolve()
+FAMILIES = {
+    "default": BackboneSpec(),
+    "canon": BackboneSpec(norm=LayerNormScaling(), layer=LayerSpec(canon_at="ABCD")),
+    "hybrid": BackboneSpec(
+        layer=LayerSpec(mixer=Attention(window=4)),
+        more_layers={"conv": LayerSpec(mixer=ShortConv())},
+        pattern=("conv", "layer"),
+    ),
+    "GPT-2": BackboneSpec(
+        norm=PostNorm(norm=LayerNorm()),
+        layer=LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias")),
+        positions=Learned(length=32),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def losses(net, kind="causal", packed=True):
+    """Losses of one batch and the gradients of their mean."""
+    tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(1))
+    docs = torch.tensor([[0] * 4 + [1] * 5, [2] * 9]) if packed else None
+    net.zero_grad()
+    nll = net(tokens, Context(Visibility.rows(tokens, docs, kind)), tokens.roll(-1, 1))
+    nll.mean().backward()
+    return nll.detach(), {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+def compare(spec, backend, dims=DIMS, **question):
+    torch.manual_seed(0)
+    net = Backbone(spec, dims, 50).double()
+    keys = list(net.state_dict())
+    nll, gradients = losses(net, **question)
+    net.compile(fullgraph=True, backend=backend)
+    compiled, compiled_gradients = losses(net, **question)
+    assert list(net.state_dict()) == keys
+    assert compiled_gradients.keys() == gradients.keys()
+    torch.testing.assert_close(compiled, nll, rtol=1e-10, atol=1e-12)  # float64; kernels may be fused or reordered
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("spec", FAMILIES.values(), ids=FAMILIES)
+def test_compiled_in_place_in_one_graph(spec, packed):
+    compare(spec, "aot_eager", packed=packed)
+
+
+def test_compiled_bidirectional():
+    compare(FAMILIES["canon"], "aot_eager", kind="bidirectional")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_compiled_to_native_code():
+    compare(FAMILIES["canon"], "inductor", dims=dataclasses.replace(DIMS, n_layers=1))
+
+
+def test_compiled_once_for_many_batches():
+    """Further batches of the same shape must not compile again; a recompilation raises here."""
+    net = Backbone(FAMILIES["canon"], DIMS, 50)
+    net.compile(fullgraph=True, backend="eager")
+    losses(net)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        losses(net)
+        losses(net)

@@ -1,0 +1,166 @@
+"""A run that is killed and resumed is the run that was never killed: every loss, bit for bit."""
+
+import pytest
+
+from lit_small_lm.__main__ import main
+from lit_small_lm.checkpoint import checkpoints_in, read
+from lit_small_lm.training.callbacks.checkpoints import Checkpoints
+
+
+class Crash(Exception):
+    """Stands for a kill: nothing more is written after it."""
+
+
+def weights(run_dir):
+    return read(checkpoints_in(run_dir)[0])["state_dict"]
+
+
+@pytest.fixture
+def crash_after(monkeypatch):
+    """Raise at the end of the first training batch of which `step` steps are done."""
+
+    def arm(step):
+        original = Checkpoints.on_train_batch_end
+
+        def dying(self, trainer, pl_module, outputs, batch, batch_idx):
+            original(self, trainer, pl_module, outputs, batch, batch_idx)
+            if trainer.global_step == step:
+                raise Crash
+
+        monkeypatch.setattr(Checkpoints, "on_train_batch_end", dying)
+
+    return arm
+
+
+CASES = {
+    "plain": ([], 7),
+    "killed at a checkpoint": ([], 6),
+    "accumulation": (["--trainer.accumulate_grad_batches", "2"], 8),
+    "loader workers": (["--data.num_workers", "2"], 7),
+    "validation and checkpoint on one step": (["--trainer.val_check_interval", "3"], 7),
+    "validation and checkpoint on one step, accumulated": (
+        ["--trainer.val_check_interval", "6", "--trainer.accumulate_grad_batches", "2"], 7),
+    "validation on another step": (["--trainer.val_check_interval", "4"], 11),
+    "several epochs": (["--data.batch_size", "EPOCH"], 7),
+    "epochs, not steps": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "3", "--data.batch_size", "EPOCH"], 4),
+}  # fmt: skip
+
+
+ODD = ["--model.backbone.layer.mixer.dropout", "0.1", "--model.backbone.layer.canon_at", "AC"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_equals_uninterrupted(case, tmp_path, tiny, lines, monkeypatch, crash_after):
+    extra, step = CASES[case]
+    if "EPOCH" in extra:  # 5 batches of 4 rows are an epoch
+        text = tmp_path / "small.txt"
+        text.write_text("a few words and then some more of them " * 10)
+        extra = [*(value.replace("EPOCH", "4") for value in extra), "--data.source.path", str(text)]
+    argv = ["fit", *tiny, *ODD, *extra]
+    assert main([*argv, "--run_dir", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context():
+        crash_after(step)
+        with pytest.raises(Crash):
+            main([*argv, "--run_dir", str(tmp_path / "killed")])
+    monkeypatch.undo()
+    killed = lines(tmp_path / "killed")
+    assert max(at for at, _ in killed.pairs("train/loss")) <= step
+    assert main(["fit", "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
+    whole, resumed = lines(tmp_path / "whole"), lines(tmp_path / "killed")
+    for key in ("train/loss", "train/grad_norm", "train/lr", "val/loss", "tokens"):
+        assert whole.pairs(key) == resumed.pairs(key), key
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert first.keys() == second.keys()
+    assert all((first[key] == second[key]).all() for key in first)
+
+
+def test_events_hold_every_step_once_after_a_resume(tmp_path, tiny, monkeypatch, crash_after):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    argv = ["fit", *tiny, "--trainer.log_every_n_steps", "1", "--run_dir", str(tmp_path / "run")]
+    crash_after(8)
+    with pytest.raises(Crash):
+        main(argv)
+    monkeypatch.undo()
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume"]) == 0
+    steps = []
+    for file in (tmp_path / "run" / "tensorboard").iterdir():
+        events = EventAccumulator(str(file))
+        events.Reload()
+        if "train/loss" in events.Tags()["scalars"]:
+            steps += [event.step for event in events.Scalars("train/loss")]
+    assert sorted(steps) == list(range(1, 13))
+
+
+def test_what_a_resume_changes_is_said_and_takes_effect(tmp_path, tiny, lines, monkeypatch, crash_after, capsys):
+    run = str(tmp_path / "run")
+    crash_after(7)
+    with pytest.raises(Crash):
+        main(["fit", *tiny, "--run_dir", run])
+    monkeypatch.undo()
+    changed = ["--optim.lr", "0.5", "--optim.beta1", "0.8", "--optim.weight_decay", "0.25", "--schedule.decay", "0"]
+    assert main(["fit", "--run_dir", run, "--resume", *changed]) == 0
+    said = capsys.readouterr().err
+    assert "changed: optim.init_args.lr: 0.001 -> 0.5" in said
+    rates = dict(lines(tmp_path / "run").pairs("train/lr"))
+    assert rates[6] == 0.001
+    assert rates[7] == rates[12] == 0.5
+    groups = read(checkpoints_in(tmp_path / "run")[0])["optimizer_states"][0]["param_groups"]
+    assert {group["betas"] for group in groups} == {(0.8, 0.95)}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.25}
+    assert (tmp_path / "run" / "config-until-step-6.yaml").exists()
+
+
+def test_a_resume_cannot_change_the_model(tmp_path, tiny, monkeypatch, crash_after, capsys):
+    crash_after(7)
+    with pytest.raises(Crash):
+        main(["fit", *tiny, "--run_dir", str(tmp_path / "run")])
+    monkeypatch.undo()
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume", "--model.shape.dim", "32"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: model.init_args.shape.init_args.dim: 32, but the checkpoint has 16")
+
+
+def test_branching_a_decay_off_a_stable_checkpoint(tmp_path, tiny, lines):
+    assert main(["fit", *tiny, "--schedule.decay", "0", "--run_dir", str(tmp_path / "trunk")]) == 0
+    stable = tmp_path / "trunk" / "checkpoints" / "step=00000006.ckpt"
+    before = stable.read_bytes()
+    short = ["--trainer.max_steps", "10", "--schedule.decay", "4"]
+    assert main(["fit", "--branch_from", str(stable), "--run_dir", str(tmp_path / "branch"), *short]) == 0
+    trunk, branch = lines(tmp_path / "trunk"), lines(tmp_path / "branch")
+    assert [step for step, _ in branch.pairs("train/loss")] == [7, 8, 9, 10]
+    assert branch.pairs("train/loss")[0] == trunk.pairs("train/loss")[6]
+    assert branch.pairs("train/lr")[-1][1] < trunk.pairs("train/lr")[-1][1]
+    assert stable.read_bytes() == before
+
+
+def test_init_from_takes_weights_and_nothing_else(tmp_path, tiny, lines):
+    assert main(["fit", *tiny, "--run_dir", str(tmp_path / "first")]) == 0
+    last = checkpoints_in(tmp_path / "first")[0]
+    argv = ["fit", *tiny, "--init_from", str(last), "--run_dir", str(tmp_path / "second")]
+    assert main(argv) == 0
+    first, second = lines(tmp_path / "first").pairs("train/loss"), lines(tmp_path / "second").pairs("train/loss")
+    assert [step for step, _ in second] == list(range(1, 13))
+    assert second[0][1] < first[0][1]  # the same first batch, seen before
+
+
+def test_a_directory_that_holds_a_run_is_refused_without_resume(tmp_path, tiny, capsys):
+    run = tmp_path / "run"
+    assert main(["fit", *tiny, "--run_dir", str(run)]) == 0
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert main(["fit", *tiny, "--run_dir", str(run)]) == 2
+    assert f"lit-small-lm fit --run_dir {run} --resume" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["fit", "--run_dir", str(run), "--resume"]) == 2
+    assert "finished" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["fit", "--run_dir", str(tmp_path / "none"), "--resume"]) == 2
+    assert main(["fit", "--resume"]) == 2
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_longer_run_after_the_decay_is_refused_and_says_how(tmp_path, tiny, capsys):
+    run = tmp_path / "run"
+    assert main(["fit", *tiny, "--run_dir", str(run)]) == 0
+    assert main(["fit", "--run_dir", str(run), "--resume", "--trainer.max_steps", "24"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "decays from step 10 on" in last
+    assert "--branch_from" in last
