@@ -33,6 +33,7 @@ from lit_small_lm.plugin import (
     Site,
     Spec,
 )
+from lit_small_lm.roles import parameter_role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +187,6 @@ class Backbone(nn.Module):
     def limit(self) -> int | None:
         """The longest document that has positions, or None."""
         return self.spec.positions.limit()
-
-
-def parameter_role(module: nn.Module, name: str, tensor: Tensor) -> str:
-    """The role of a parameter: its module's, "bias", "norm" for vectors, "other" for the rest."""
-    if name.endswith("bias"):
-        return "bias"
-    if isinstance(module, (Linear, Embedding)):
-        return module.role
-    return "norm" if tensor.ndim < 2 else "other"
 
 
 def _layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer:

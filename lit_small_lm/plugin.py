@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_small_lm.context import Context, Kind, Visibility
-from lit_small_lm.spec import Spec, find, kinds, known, setting
-
-__all__ = [
-    "Batch", "Branch", "Canon", "Concern", "Dims", "Document", "Encoder", "FFN", "Frame", "Init", "Linear", "Mixer",
-    "Net", "Noise", "Norm", "NormScheme", "Objective", "Optim", "Parameter", "Positions", "Query", "Sampler", "Shape",
-    "Site", "Source", "Spec", "Split", "Tokenizer", "find", "kinds", "known", "setting",
-]  # fmt: skip
+from lit_small_lm.roles import Embedding as Embedding
+from lit_small_lm.roles import Linear as Linear
+from lit_small_lm.spec import Spec as Spec
+from lit_small_lm.spec import find as find
+from lit_small_lm.spec import kinds as kinds
+from lit_small_lm.spec import known as known
+from lit_small_lm.spec import setting as setting
 
 EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional")
 Branch = Callable[[Tensor], Tensor]
@@ -34,7 +34,6 @@ Branch = Callable[[Tensor], Tensor]
 Split = Literal["train", "validation", "test"]
 
 
-# --------------------------------------------------------------------------------------------- shape and surroundings
 @dataclass(frozen=True)
 class Dims:
     """A resolved shape: every width a network is built from."""
@@ -108,7 +107,6 @@ class _Untapped(nn.Module):
         return h
 
 
-# ------------------------------------------------------------------------------------------------- parts of a network
 @dataclass(frozen=True)
 class Concern:
     """Something a part does not go well with, and why."""
@@ -171,27 +169,6 @@ class Positions(Spec):
         """The longest document that has positions, or None."""
 
 
-class Linear(nn.Linear):
-    """A linear map that knows its role, by which Init and the parameter groups treat it.
-
-    Roles: embedding, positions, qkv, out, gate_up, up, down, head; `factor` multiplies the initial deviation.
-    """
-
-    def __init__(self, n_in: int, n_out: int, *, role: str, bias: bool = False, factor: float = 1.0) -> None:
-        super().__init__(n_in, n_out, bias=bias)
-        self.role, self.factor = role, factor
-
-
-class Embedding(nn.Embedding):
-    """A table of vectors that knows its role."""
-
-    factor = 1.0
-
-    def __init__(self, count: int, dim: int, *, role: str) -> None:
-        super().__init__(count, dim)
-        self.role = role
-
-
 @dataclass(frozen=True, kw_only=True)
 class Init(Spec):
     """Initial values and optimizer hints by role; parts without a role (norms, Canon) keep their own."""
@@ -242,7 +219,6 @@ class Canon(Spec):
         """module(h, ctx) -> h, (B, T, width) -> (B, T, width); `site.address` keys its decoding memory."""
 
 
-# ------------------------------------------------------------------------------------------------ questions and answers
 @dataclass(frozen=True)
 class Batch:
     """Rows of tokens as the data module hands them out. The last column is a look-ahead for next-token targets."""
@@ -284,14 +260,9 @@ class Query:
     """(M,) indices into the B*T positions that need logits; None: all."""
 
 
-class Net(abc.ABC):
-    """What objectives and samplers may ask of the network (the backbone's one signature)."""
-
-    @abc.abstractmethod
-    def __call__(
-        self, tokens: Tensor, ctx: Context, targets: Tensor | None = None, scored: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B, T, V), or the negative log-likelihood of each target, in nats."""
+Net = Callable[..., Tensor]
+"""The network's one signature, `net(tokens, ctx, targets=None, scored=None)`: logits (B, T, V), or the negative
+log-likelihood of each target in nats. What objectives and samplers may ask of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +314,6 @@ class Sampler(Spec):
         """Extend `prompt` (B, P) by up to `n` tokens; draws are a function of `key`; ids in `never` are not drawn."""
 
 
-# --------------------------------------------------------------------------------------------- data and optimisation
 class Document(NamedTuple):
     """One text, and the name (path) that decides its split."""
 

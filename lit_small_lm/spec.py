@@ -81,17 +81,15 @@ def check_settings(spec: Spec, where: str = "") -> Iterator[str]:
     hints = hints_of(type(spec))
     for field in dataclasses.fields(spec):
         value, path = getattr(spec, field.name), f"{where}.{field.name}" if where else field.name
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not matches(value, hints[field.name]):
             yield f"{path}: {shown(value)} is not {type_text(hints[field.name])}"
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not within(value, field.metadata):
-                yield f"{path}: {shown(value)}; allowed: {bounds_text(field.metadata)}"
-        elif isinstance(value, Spec):
-            yield from check_settings(value, path)
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                if isinstance(item, Spec):
-                    yield from check_settings(item, f"{path}.{key}")
+        elif number and not within(value, field.metadata):
+            yield f"{path}: {shown(value)}; allowed: {bounds_text(field.metadata)}"
+        members = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, member in members:
+            if isinstance(member, Spec):
+                yield from check_settings(member, f"{path}.{key}" if key else path)
 
 
 def matches(value: Any, hint: Any) -> bool:

@@ -76,7 +76,7 @@ def run(command: str, argv: list[str]) -> int:
     """Run one of the three commands; returns the exit status."""
     quiet()
     set_parsing_settings(subclasses_enabled=[Spec], docstring_parse_attribute_docstrings=True)
-    options, rest = run_options.take(command, argv)
+    options, rest = run_options.take(command, run_options.with_packaged_files(argv))
     discover(options.plugins)
     asks_help = bool({"-h", "--help"} & set(rest))
     start = Start() if asks_help else run_options.start_of(command, options)
@@ -102,7 +102,7 @@ def quiet() -> None:
 
 def resume_command(run_dir: Path) -> str:
     """What to type to go on with a run."""
-    return f"lit-small-lm fit --run_dir {shlex.quote(str(run_dir))} --resume"
+    return f"{report.script('lit-small-lm')} fit --run_dir {shlex.quote(str(run_dir))} --resume"
 
 
 class ShortErrors(LightningArgumentParser):
@@ -116,10 +116,12 @@ class ShortErrors(LightningArgumentParser):
         key, value = re.search(r'Parser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
         if not key or not value:
             raise RequestError(lines[0] if lines else "the options could not be parsed")
+        option = next((line for line in lines if line.startswith("Option")), None)
+        if option is not None:
+            raise RequestError(f"{key[1]}: {option}")
         names = sorted({cls.__name__ for cls in subclasses(LIGHTNING_KINDS.get(key[1], type(None)))})
-        refused = next((line for line in lines if line.startswith("Option")), "not accepted")
-        known = f"; known: {', '.join(names)}{nearest(value[1], names)}" if names and refused == "not accepted" else ""
-        raise RequestError(f"{key[1]}: {shown(value[1])}: {refused}{known}")
+        known = f"; known: {', '.join(names)}" if names else ""
+        raise RequestError(f"{key[1]}: {shown(value[1])} is not accepted{nearest(value[1], names)}{known}")
 
 
 class LitCLI(LightningCLI):

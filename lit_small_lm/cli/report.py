@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -121,21 +122,30 @@ def plus_minus(value: float, error: float | str) -> str:
     return f"{value:.4f}" if math.isnan(float(error)) else f"{value:.4f} +- {error:.4f}"
 
 
+def script(name: str) -> str:
+    """How to call an installed script: by name if it is on the PATH, else where it lies beside this Python."""
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) or not beside.exists():
+        return name
+    inside = beside.is_relative_to(Path.cwd())
+    return shlex.quote(str(beside.relative_to(Path.cwd()) if inside else beside))
+
+
 def next_commands(run_dir: Path, trainer: Trainer) -> str:
     """What to type next."""
-    where = shlex.quote(str(run_dir))
+    where, here = shlex.quote(str(run_dir)), script("lit-small-lm")
     lines = [
-        ("watch", f"tensorboard --logdir {where}"),
-        ("write", f"lit-small-lm generate {where} --prompt 'def ' --max_new_tokens 100"),
-        ("score", f"lit-small-lm test --run_dir {where}"),
-        ("resume", f"lit-small-lm fit --run_dir {where} --resume    (a run that was stopped)"),
-        ("own text", "lit-small-lm fit -c configs/demo.yaml --data.source.path my_folder/"),
+        ("watch", f"{script('tensorboard')} --logdir {where}"),
+        ("write", f"{here} generate {where} --prompt 'def ' --max_new_tokens 100"),
+        ("score", f"{here} test --run_dir {where}"),
+        ("resume", f"{here} fit --run_dir {where} --resume    (a run that was stopped)"),
+        ("own text", f"{here} fit -c configs/demo.yaml --data.source.path my_folder/"),
     ]
     schedule = next((c for c in trainer.callbacks if isinstance(c, WSDSchedule)), None)
     stable = schedule and last_stable(run_dir, schedule.decay_start(trainer.max_steps))
     if stable:
         more = f"--branch_from {shlex.quote(str(stable))} --trainer.max_steps {2 * trainer.max_steps}"
-        lines.insert(4, ("train on", f"lit-small-lm fit {more}    (from before the decay)"))
+        lines.insert(4, ("train on", f"{here} fit {more}    (from before the decay)"))
     return "\n".join(["next:", *(f"  {what:9} {command}" for what, command in lines)])
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import importlib.resources
+import importlib.util
 from pathlib import Path
 
 import yaml
@@ -17,6 +19,19 @@ TEXT = """options of the run:
   --init_from FILE       start a new run from a checkpoint's weights only
   --plugins PATH         load your own plug-ins from a file or folder; may be repeated
 """
+
+
+def with_packaged_files(argv: list[str]) -> list[str]:
+    """argv, where a YAML file that is not here but comes with the package (configs/demo.yaml) is found there."""
+    if importlib.util.find_spec("lit_small_lm.configs") is None:
+        return argv
+    folder, found = importlib.resources.files("lit_small_lm.configs"), []
+    for text in argv:
+        option, equals, name = text.rpartition("=")
+        packaged = folder / name.removeprefix("configs/")
+        here = not name.endswith(".yaml") or Path(name).exists() or not packaged.is_file()
+        found.append(text if here else f"{option}{equals}{packaged}")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,24 +40,17 @@ def test_top_k_keeps_the_k_likeliest(k, kept):
     torch.testing.assert_close(probs[list(kept)], wanted, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("p", "kept"),
-    [
-        (1e-9, [0]),
-        (0.5, [0]),
-        (0.500001, [0, 1]),
-        (0.75, [0, 1]),
-        (0.76, [0, 1, 2]),
-        (0.99, [0, 1, 2, 3]),
-        (1.0, range(4)),
-    ],
-)
+@pytest.mark.parametrize(("p", "kept"), [(1e-9, 1), (0.49, 1), (0.51, 2), (0.74, 2), (0.76, 3), (0.99, 4), (1.0, 4)])
 def test_top_p_keeps_the_fewest_that_hold_the_mass(p, kept):
-    """Probabilities 1/2, 1/4, 1/8, 1/8: exact in binary, so the edges are exact too."""
-    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log2() * math.log(2)
-    probs = probabilities(logits, top_p=p)[0]
-    assert probs.nonzero().flatten().tolist() == list(kept)
+    probs = probabilities(torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log(), top_p=p)[0]
+    assert probs.nonzero().flatten().tolist() == list(range(kept))
     assert probs.sum().item() == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+def test_top_p_stops_as_soon_as_the_mass_is_reached(p, kept):
+    """Four equal logits have probabilities of exactly a quarter."""
+    assert probabilities(torch.zeros(1, 4), top_p=p).count_nonzero() == kept
 
 
 def test_top_p_counts_the_mass_that_top_k_left():

@@ -10,6 +10,7 @@ import pytest
 
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, load, newest, step_of
+from lit_small_lm.cli.report import script
 from lit_small_lm.errors import RunError
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,7 @@ def test_a_signal_saves_the_last_finished_step(number, tmp_path, tiny):
     step = step_of(checkpoints_in(tmp_path / "run")[0])
     assert output.splitlines()[-1] == (
         f"stopped by {number.name} after step {step}; checkpoint saved; go on with: "
-        f"lit-small-lm fit --run_dir {tmp_path / 'run'} --resume"
+        f"{script('lit-small-lm')} fit --run_dir {tmp_path / 'run'} --resume"
     )
     assert load(tmp_path / "run").record["step"] == step
 

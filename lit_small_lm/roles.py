@@ -1,0 +1,33 @@
+"""Roles of parameters: what Init and the optimizer's parameter groups go by, instead of names.
+
+Roles are embedding, positions, qkv, out, gate_up, up, down and head for weights, norm for vectors, bias, and other.
+"""
+
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A linear map that knows its role; `factor` multiplies the standard deviation its weights start from."""
+
+    def __init__(self, n_in: int, n_out: int, *, role: str, bias: bool = False, factor: float = 1.0) -> None:
+        super().__init__(n_in, n_out, bias=bias)
+        self.role, self.factor = role, factor
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors that knows its role."""
+
+    factor = 1.0
+
+    def __init__(self, count: int, dim: int, *, role: str) -> None:
+        super().__init__(count, dim)
+        self.role = role
+
+
+def parameter_role(module: nn.Module, name: str, tensor: Tensor) -> str:
+    """The role of a module's own parameter: the module's, "bias", "norm" for vectors, "other" for the rest."""
+    if name.endswith("bias"):
+        return "bias"
+    if isinstance(module, (Linear, Embedding)):
+        return module.role
+    return "norm" if tensor.ndim < 2 else "other"
