@@ -175,7 +175,7 @@ class Backbone(nn.Module):
                 if isinstance(module, Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif next(module.parameters(recurse=False), None) is not None:
-                module.reset_parameters()
+                _reset(module)
 
     def named_roles(self) -> Iterator[Parameter]:
         """Every parameter with its role and what Init says of it; parameters without a role count as norms."""
@@ -187,6 +187,13 @@ class Backbone(nn.Module):
     def limit(self) -> int | None:
         """The longest document that has positions, or None."""
         return self.spec.positions.limit()
+
+
+def _reset(module: nn.Module) -> None:
+    """Let a module draw its own parameters anew."""
+    if not callable(getattr(module, "reset_parameters", None)):
+        raise RequestError(f"{type(module).__name__} has parameters of its own; it needs a reset_parameters() method")
+    module.reset_parameters()
 
 
 def _layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer:

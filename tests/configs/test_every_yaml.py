@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from lit_small_lm.__main__ import main
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.checkpoint import checkpoints_in, read
@@ -52,4 +53,3 @@ def test_every_shape_goes_with_every_family(family, shape):
 @pytest.mark.parametrize("config", RUNS, ids=lambda path: path.stem)
 def test_run_trains_for_two_steps(config, tmp_path, tiny_text):
     assert fit(["-c", str(config)], tiny_text, tmp_path / "run") == 0
-

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from lit_small_lm.data.packing import BatchLoader, EvalPlan, Rows, TrainPlan, Wanted
 from lit_small_lm.data.store import SplitTokens
 from lit_small_lm.errors import RequestError

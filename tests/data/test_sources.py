@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+
 from lit_small_lm.data.sources import LEFT_OUT, TextFiles, files_of
 from lit_small_lm.errors import RequestError
 
@@ -19,7 +20,9 @@ def test_whole_files_are_held_out_by_the_digest_of_their_path(tiny_text):
         for name in names(source, split):
             held_out = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
             assert held_out == (split != "train"), name
-    assert sorted(name for split in SPLITS for name in names(source, split)) == sorted(n for n, _ in files_of(str(tiny_text)))
+    assert sorted(name for split in SPLITS for name in names(source, split)) == sorted(
+        n for n, _ in files_of(str(tiny_text))
+    )
 
 
 def test_the_standard_library_is_the_default_without_tests_and_generated_data():
@@ -60,7 +63,12 @@ def test_the_fingerprint_follows_the_content(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "does not exist"), (b"", "is empty"), (b" \n ", "is empty"), (b"good \xff bad", r"byte 5 \(0xff\) is not UTF-8")],
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b" \n ", "is empty"),
+        (b"good \xff bad", r"byte 5 \(0xff\) is not UTF-8"),
+    ],
 )
 def test_what_cannot_be_read_is_named(content, says, tmp_path):
     file = tmp_path / "text.txt"

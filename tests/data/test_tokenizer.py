@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lit_small_lm.data.tokenizer import BPE, SPECIALS, Bytes, check_specials
 from lit_small_lm.errors import RequestError
 

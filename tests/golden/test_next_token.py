@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from lit_small_lm.__main__ import main
 
 STORED = Path(__file__).with_name("next_token.json")
