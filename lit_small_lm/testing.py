@@ -22,7 +22,6 @@ from lit_small_lm.plugin import (
     Dims,
     Document,
     Init,
-    Net,
     Noise,
     Norm,
     Objective,
@@ -85,12 +84,14 @@ def _hold(spec: Spec, contract: Callable, *args) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- any Spec
 def is_a_frozen_dataclass(spec: Spec) -> None:
+    """A Spec is a frozen, keyword-only dataclass."""
     require("__dataclass_params__" in vars(type(spec)), "@dataclass(frozen=True, kw_only=True) is missing")
     loose = [field.name for field in dataclasses.fields(spec) if not field.kw_only]
     require(not loose, f"fields are not keyword-only: {', '.join(loose)}")
 
 
 def survives_a_round_trip(spec: Spec) -> None:
+    """`from_dict(to_dict())`, by way of JSON, gives an equal Spec."""
     record = json.loads(json.dumps(spec.to_dict()))
     again = type(spec).from_dict(record)
     require(again == spec, f"from_dict(to_dict()) is {again!r}")
@@ -98,16 +99,19 @@ def survives_a_round_trip(spec: Spec) -> None:
 
 
 def settings_are_in_range(spec: Spec) -> None:
+    """Every field is of its type and within the range `setting` declares."""
     problems = list(check_settings(spec))
     require(not problems, "; ".join(problems))
 
 
 def is_known_by_short_name(spec: Spec) -> None:
+    """The registry finds the class, and no other, under its name."""
     kind = type(spec).__mro__[type(spec).__mro__.index(Spec) - 1]
     require(find(kind, type(spec).__name__) is type(spec), "another class answers to its name")
 
 
 def is_documented(spec: Spec) -> None:
+    """The class has a docstring, and every field a string literal after it."""
     text = type(spec).__doc__ or ""  # a dataclass without a docstring gets its signature as one
     require(text and not text.startswith(f"{type(spec).__name__}("), "the class has no docstring")
     names = {field.name for field in dataclasses.fields(spec)}
@@ -130,12 +134,14 @@ def _undocumented(cls: type) -> Iterator[str]:
 
 # ---------------------------------------------------------------------------------------- small parts, by their values
 def keeps_the_shape_of_its_input(spec: Norm, dims: Dims) -> None:
+    """A norm returns what it was given, normalised."""
     h = torch.randn(2, 3, dims.dim)
     out = spec.build(dims.dim)(h)
     require(out.shape == h.shape, f"{tuple(h.shape)} becomes {tuple(out.shape)}")
 
 
 def resolves_to_widths_that_go_together(spec: Shape, dims: Dims) -> None:
+    """A shape resolves to positive widths, always the same."""
     found = spec.resolve()
     require(found == spec.resolve(), "two calls differ")
     require(
@@ -145,6 +151,7 @@ def resolves_to_widths_that_go_together(spec: Shape, dims: Dims) -> None:
 
 
 def has_a_rule_for_every_role(spec: Init, dims: Dims) -> None:
+    """An init knows a deviation, a decay and a learning-rate factor for every role."""
     for role in ROLES:
         std, scale = spec.std(role, dims), spec.lr_scale(role)
         require(math.isfinite(std) and std >= 0, f"the deviation of role {role} is {std}")
@@ -153,6 +160,7 @@ def has_a_rule_for_every_role(spec: Init, dims: Dims) -> None:
 
 
 def masks_more_as_time_goes_on(spec: Noise, dims: Dims) -> None:
+    """A noise schedule's alpha falls within [0, 1]; its weights are finite."""
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     alpha, weight = spec.alpha(t), spec.weight(t)
     require(bool(((alpha >= 0) & (alpha <= 1)).all() and (alpha.diff() <= 0).all()), "alpha must fall within [0, 1]")
@@ -161,6 +169,7 @@ def masks_more_as_time_goes_on(spec: Noise, dims: Dims) -> None:
 
 # ---------------------------------------------------------------------------------------------- objectives and samplers
 def asks_a_well_formed_question(spec: Objective, dims: Dims) -> None:
+    """A query's tensors go together, and depend on batch and key only."""
     batch = _batch()
     query, again = spec.query(batch, (0, 3)), spec.query(batch, (0, 3))
     require(query.visibility.kind == spec.kind, f"the query is {query.visibility.kind}, the objective {spec.kind}")
@@ -178,6 +187,7 @@ def asks_a_well_formed_question(spec: Objective, dims: Dims) -> None:
 
 
 def gives_a_row_the_same_noise_in_any_batch(spec: Objective, dims: Dims) -> None:
+    """Noise depends on key and slot, not on the other rows."""
     batch = _batch()
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     half = Batch(**{name: tensor[2:] for name, tensor in fields.items()})
@@ -186,6 +196,7 @@ def gives_a_row_the_same_noise_in_any_batch(spec: Objective, dims: Dims) -> None
 
 
 def can_be_trained_on(spec: Objective, dims: Dims) -> None:
+    """A query's loss on a random network is finite, positive, and has gradients."""
     net, query = network_for(BackboneSpec(), dims), spec.query(_batch(), (0, 3))
     nll = net(query.tokens, Context(query.visibility), query.targets, query.scored)
     loss = (nll if query.weights is None else nll * query.weights).mean()
@@ -201,7 +212,7 @@ def _batch() -> Batch:
     return Batch(tokens, docs, torch.rand(4, TIME) < 0.7, torch.arange(4), torch.arange(4))
 
 
-class _Counted(Net):
+class _Counted:
     """A network that counts its evaluations."""
 
     def __init__(self, net: Backbone) -> None:
@@ -213,6 +224,7 @@ class _Counted(Net):
 
 
 def extends_the_prompt_and_counts(spec: Sampler, dims: Dims) -> None:
+    """A sampler keeps the prompt, draws what it may, and counts evaluations."""
     net, prompt, calls = _Counted(network_for(BackboneSpec(), dims)), torch.randint(3, VOCAB, (2, 4)), 0
     for frame in spec.frames(net, prompt, 6, 7, never=(1, 2)):
         new = frame.tokens[:, 4:]
@@ -226,6 +238,7 @@ def extends_the_prompt_and_counts(spec: Sampler, dims: Dims) -> None:
 
 
 def draws_the_same_text_from_the_same_key(spec: Sampler, dims: Dims) -> None:
+    """Draws are a function of the key."""
     net, prompt = network_for(BackboneSpec(), dims), torch.randint(3, VOCAB, (2, 4))
     first, second = ([frame.tokens for frame in spec.frames(net, prompt, 6, 7)][-1] for _ in range(2))
     require(torch.equal(first, second), "two runs with one key differ")
@@ -233,6 +246,7 @@ def draws_the_same_text_from_the_same_key(spec: Sampler, dims: Dims) -> None:
 
 # ------------------------------------------------------------------------------------------- optimizers, text to tokens
 def steps_every_parameter_once(spec: Optim, dims: Dims) -> None:
+    """An optimizer holds every parameter once, and one step moves them all."""
     net, tokens = network_for(BackboneSpec(), dims), tokens_for(BackboneSpec())
     parameters = list(net.named_roles())
     optimizer = spec.build(parameters, False)
@@ -250,6 +264,7 @@ def steps_every_parameter_once(spec: Optim, dims: Dims) -> None:
 
 
 def turns_text_to_ids_and_back(spec: Tokenizer, dims: Dims) -> None:
+    """Every text comes back, also from a restored encoder; lengths in bytes add up."""
     encoder = spec.learn(iter(TEXTS))
     specials, lengths = encoder.specials(), encoder.byte_lengths()
     require(len(set(specials.values())) == len(specials), f"special ids coincide: {specials}")
@@ -267,6 +282,7 @@ def turns_text_to_ids_and_back(spec: Tokenizer, dims: Dims) -> None:
 
 
 def opens_the_same_documents_every_time(spec: Source, dims: Dims) -> None:
+    """A source gives the same documents again; splits share none."""
     first, second = dataclasses.replace(spec), dataclasses.replace(spec)
     require(first.fingerprint() == second.fingerprint(), "two fingerprints of one source differ")
     seen: set[Document] = set()

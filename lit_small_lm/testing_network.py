@@ -22,6 +22,7 @@ TOLERANCE = 1e-5
 
 
 def learns_with_finite_gradients(backbone: BackboneSpec, dims: Dims) -> None:
+    """Loss and gradients of every parameter are there and finite."""
     for kind in kinds_of(backbone):
         net, tokens = network_for(backbone, dims).train(), tokens_for(backbone)
         nll = net(tokens, context(tokens, kind), tokens)
@@ -34,6 +35,7 @@ def learns_with_finite_gradients(backbone: BackboneSpec, dims: Dims) -> None:
 
 
 def never_sees_later_tokens(backbone: BackboneSpec, dims: Dims) -> None:
+    """Changing a token leaves the logits before it as they were."""
     if "causal" not in kinds_of(backbone):
         return
     net, tokens = network_for(backbone, dims), tokens_for(backbone)
@@ -45,6 +47,7 @@ def never_sees_later_tokens(backbone: BackboneSpec, dims: Dims) -> None:
 
 
 def keeps_packed_documents_apart(backbone: BackboneSpec, dims: Dims) -> None:
+    """Documents of a packed row have no gradient in each other, and score as they do alone."""
     for kind in kinds_of(backbone):
         net, tokens = network_for(backbone, dims), tokens_for(backbone)
         docs = (torch.arange(tokens.shape[1]) * 3 // tokens.shape[1]).expand(tokens.shape)  # three to a row
@@ -61,6 +64,7 @@ def keeps_packed_documents_apart(backbone: BackboneSpec, dims: Dims) -> None:
 
 
 def decodes_with_a_cache_as_without(backbone: BackboneSpec, dims: Dims) -> None:
+    """Decoding by steps and by chunks gives the logits of the whole pass."""
     if "causal" not in kinds_of(backbone):
         return
     net, tokens = network_for(backbone, dims), tokens_for(backbone)
@@ -73,6 +77,7 @@ def decodes_with_a_cache_as_without(backbone: BackboneSpec, dims: Dims) -> None:
 
 
 def is_rebuilt_from_the_meta_device(backbone: BackboneSpec, dims: Dims) -> None:
+    """A network made on the meta device is whole after `to_empty` and `init_weights`."""
     here = Backbone(backbone, dims, VOCAB)
     with torch.device("meta"):
         there = Backbone(backbone, dims, VOCAB)
@@ -93,12 +98,14 @@ def is_rebuilt_from_the_meta_device(backbone: BackboneSpec, dims: Dims) -> None:
 
 
 def saves_parameters_and_nothing_else(backbone: BackboneSpec, dims: Dims) -> None:
+    """The state dict holds parameters and no derived tensor."""
     net = Backbone(backbone, dims, VOCAB)
     extra = set(net.state_dict()) - {name for name, _ in net.named_parameters(remove_duplicate=False)}
     require(not extra, f"the state dict holds derived tensors: {', '.join(sorted(extra))}")
 
 
 def answers_the_same_twice(backbone: BackboneSpec, dims: Dims) -> None:
+    """Two evaluations of one network are equal."""
     net, tokens = network_for(backbone, dims), tokens_for(backbone)
     first, second = (net(tokens, context(tokens, kinds_of(backbone)[0])) for _ in range(2))
     require(torch.equal(first, second), "two evaluations of one network differ")

@@ -107,6 +107,7 @@ def pairs(node: MappingNode) -> list[tuple[str, Node, Node]]:
 
 
 def is_null(node: Node) -> bool:
+    """Whether a node is YAML's null."""
     return node.tag == _TAG + "null"
 
 

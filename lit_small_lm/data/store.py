@@ -51,7 +51,7 @@ class TokenStore:
         try:
             tokens = np.load(self.folder / f"{split}.tokens.npy", mmap_mode="r")
             return SplitTokens(tokens, np.load(self.folder / f"{split}.documents.npy"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise RunError(f"token store {self.folder}: {split} is damaged ({error}); delete the folder") from error
 
     def summary(self) -> dict[str, object]:

@@ -63,8 +63,9 @@ def ratio(top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor]:
     used = bottom > 0
     top, bottom, count = top[used], bottom[used], used.sum()
     value = top.sum() / bottom.sum()
-    spread = (top - value * bottom).square().sum() * count / (count - 1)
-    return value, spread.sqrt() / bottom.sum()
+    variance = (top - value * bottom).square().sum() * count / (count - 1).clamp(min=1)
+    error = variance.sqrt() / bottom.sum()
+    return value, error.where(count > 1, torch.nan)
 
 
 class StepSums:

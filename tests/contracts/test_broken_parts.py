@@ -261,7 +261,7 @@ class BrokenShape(Shape):
         (BrokenHiddenBuffer(), "is rebuilt from the meta device: logits after to_empty"),
         (BrokenSavedBuffer(), "saves parameters and nothing else: the state dict holds derived tensors"),
         (BrokenKeepsWeights(), "is rebuilt from the meta device: init_weights() does not draw layers.0."),
-        (BrokenNoReset(), "learns with finite gradients: 'NoResetPath' object has no attribute 'reset_parameters'"),
+        (BrokenNoReset(), "learns with finite gradients: NoResetPath has parameters of its own; it needs a reset"),
         (BrokenLooksRight(), "never sees later tokens"),
         (BrokenShapeNorm(), "keeps the shape of its input"),
         (BrokenInit(), "has a rule for every role: the deviation of role head"),

@@ -1,0 +1,227 @@
+"""The commands as a user types them: exit status, what is printed, what is left behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lit_small_lm import load
+from lit_small_lm.__main__ import main
+
+TINY = [
+    "--model", "AutoregressiveLM", "--model.shape.dim", "16", "--model.shape.n_layers", "1",
+    "--model.shape.n_heads", "2", "--data.tokenizer", "Bytes", "--data.seq_len", "16", "--data.batch_size", "4",
+    "--trainer.max_steps", "4", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
+    "--trainer.enable_progress_bar", "false", "--checkpoints.every_n_steps", "2",
+]  # fmt: skip
+PLUGIN = '''
+"""A scheme of the user's."""
+from dataclasses import dataclass
+from lit_small_lm.nn.norms import RMSNorm
+from lit_small_lm.nn.residual import PrePath
+from lit_small_lm.plugin import NormScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class {name}(NormScheme):
+    """Mine."""
+
+    def build(self, site):
+        return PrePath(RMSNorm().build(site.dim), 0.5)
+
+    def close(self, dim):
+        return RMSNorm().build(dim)
+'''
+
+
+@pytest.fixture(scope="module")
+def run(tiny_text, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["fit", *TINY, "--data.source.path", str(tiny_text), "--run_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("argv", "status"), [(["--help"], 0), (["--version"], 0), (["fitt"], 2), ([], 0)])
+def test_help_version_and_a_mistyped_command_do_without_torch(argv, status):
+    code = f"import sys; from lit_small_lm.__main__ import main; s = main({argv!r}); print('torch' in sys.modules, s)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == f"False {status}"
+
+
+def test_a_mistyped_command_names_the_nearest(capsys):
+    assert main(["tarin"]) == 2
+    assert main(["genrate"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert error[0].startswith("error: 'tarin' is not a command; known: fit, validate, test, generate, plugins")
+    assert error[1].endswith("did you mean generate?")
+
+
+def test_a_run_directory_holds_everything(run):
+    assert {file.name for file in run.iterdir()} >= {
+        "config.yaml", "environment.json", "metrics.jsonl", "tokenizer.json", "tensorboard", "checkpoints",
+    }  # fmt: skip
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["command"][0] == "lit-small-lm"
+    assert environment["packages"]["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+    assert lines[-1]["val/bits_per_byte"] == pytest.approx(lines[-1]["val/loss"] / 0.6931471805599453, rel=0.01)
+    assert all({"step", "tokens", "seconds"} <= set(line) for line in lines)
+    assert lines[-1]["tokens"] == 4 * 4 * 16
+
+
+def test_test_scores_the_whole_split_and_writes_it_down(run, tiny_text, capsys):
+    assert main(["test", "--run_dir", str(run)]) == 0
+    found = json.loads((run / "test.json").read_text())
+    from lit_small_lm.data.sources import TextFiles
+
+    documents = TextFiles(path=str(tiny_text)).open("test")
+    size = sum(len(document.text.encode()) for document in documents)
+    assert (found["documents"], found["bytes"], found["tokens"]) == (len(documents), size, size + len(documents))
+    assert found["likelihood"] == "exact"
+    assert found["bits_per_byte_standard_error"] > 0
+
+    model, nats = load(run), 0.0  # the same by hand: windows of 16 targets, documents apart
+    stream = [i for d in documents for i in (model.encoder.end, *model.encoder.encode([d.text])[0])] + [
+        model.encoder.end
+    ]
+    for at in range(0, len(stream) - 1, 16):
+        window = stream[at : at + 17]
+        starts = [0, *(i for i in range(1, len(window) - 1) if window[i] == model.encoder.end), len(window) - 1]
+        for first, last in zip(starts, starts[1:], strict=False):
+            logits = model.logits(torch.tensor([window[first:last]])).double()
+            targets = torch.tensor([window[first + 1 : last + 1]])
+            nats -= logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).sum().item()
+    assert found["nats_per_token"] == pytest.approx(nats / (len(stream) - 1), rel=1e-5)
+
+
+def test_validate_scores_a_checkpoint_by_name(run, capsys):
+    checkpoint = run / "checkpoints" / "step=00000002.ckpt"
+    assert main(["validate", "--ckpt_path", str(checkpoint)]) == 0
+    assert "checkpoint of step 2" in capsys.readouterr().err
+    assert main(["validate"]) == 2
+
+
+def test_generate_is_a_function_of_the_seed(run, capsys):
+    def text(*options):
+        assert main(["generate", str(run), "--prompt", "the ", "--max_new_tokens", "12", *options]) == 0
+        return capsys.readouterr().out
+
+    assert text() == text() != text("--seed", "1")
+    assert text().startswith("the ")
+    record = json.loads(text("--json"))
+    assert text() == record["prompt"] + record["text"] + "\n"
+    assert text("--temperature", "0") == text("--top_k", "1", "--seed", "5")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--top_p", "0"], "--top_p: 0.0; allowed: above 0, at most 1"),
+        (["--temperature", "nan"], "--temperature"),
+        (["--max_new_tokens", "x"], "--max_new_tokens: invalid int value: 'x'"),
+        (["--promt", "a"], "did you mean --prompt?"),
+    ],
+)
+def test_generate_refuses_in_one_line(run, argv, says, capsys):
+    assert main(["generate", str(run), *argv]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert says in error[0]
+
+
+def test_generate_without_a_run(tmp_path, capsys):
+    assert main(["generate", str(tmp_path / "none")]) == 2
+    assert main(["generate", str(tmp_path)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_plugins_lists_kind_name_origin_and_first_line(capsys):
+    assert main(["plugins"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:3] == ["NormScheme", "LayerNormScaling", "built-in"] for line in lines)
+    assert any(line.split()[:3] == ["NormScheme", "LayerScale", "plugin"] for line in lines)
+    assert main(["plugins", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(set(record) == {"kind", "name", "class_path", "source", "digest"} for record in records)
+
+
+def test_a_plugin_file_is_selected_recorded_and_needed_again(tmp_path, tiny_text, capsys):
+    file = tmp_path / "my_scheme.py"
+    file.write_text(PLUGIN.format(name="HalfOfPreNorm"))
+    argv = ["fit", *TINY, "--data.source.path", str(tiny_text), "--plugins", str(file)]
+    assert main([*argv, "--model.backbone.norm", "HalfOfPreNorm", "--run_dir", str(tmp_path / "run")]) == 0
+    (recorded,) = load(tmp_path / "run", plugins=[file]).record["plugins"]
+    assert recorded["name"] == "HalfOfPreNorm"
+    assert recorded["source"] == f"file {file}"
+    code = f"import lit_small_lm; lit_small_lm.load({str(tmp_path / 'run')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "it needs plug-in HalfOfPreNorm" in done.stderr.splitlines()[-1]
+
+
+def test_two_plugins_of_one_name_are_refused_naming_both_files(tmp_path, cli):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(PLUGIN.format(name="Twin"))
+    done = cli("plugins", "--plugins", tmp_path)
+    assert done.rc == 2
+    assert str(tmp_path / "a.py") in done.stderr
+    assert str(tmp_path / "b.py") in done.stderr
+
+
+def test_a_broken_plugin_is_a_warning_and_the_rest_load(tmp_path, cli):
+    (tmp_path / "broken.py").write_text("raise ValueError('no good')")
+    (tmp_path / "sound.py").write_text(PLUGIN.format(name="SoundOne"))
+    done = cli("plugins", "--plugins", tmp_path)
+    assert done.rc == 0
+    assert "ValueError" in done.stderr
+    assert f"{tmp_path / 'broken.py'}:1" in done.stderr
+    assert "SoundOne" in done.stdout
+
+
+WRONG = {
+    "an option": ["--trainer.max_stepz", "4"],
+    "a class": ["--model.backbone.norm", "LayerNormScalin"],
+    "a value": ["--optim.lr", "fast"],
+    "a range": ["--optim.lr", "-1"],
+    "not finite": ["--optim.lr", "nan"],
+    "widths": ["--model.shape.n_heads", "3"],
+    "a Canon letter": ["--model.backbone.layer.canon_at", "AX"],
+    "a path": ["--data.source.path", "nowhere"],
+    "shares": ["--trainer.accumulate_grad_batches", "3"],
+    "a config": ["-c", "nowhere.yaml"],
+    "positions": ["--model.backbone.positions", "Learned", "--model.backbone.positions.length", "8"],
+    "a device": ["--trainer.accelerator", "gpu", "--trainer.devices", "99"],
+    "a strategy": ["--trainer.strategy", "none"],
+    "a callback": ["--trainer.callbacks", "EarlyStoping"],
+    "a schedule": ["--schedule.warmup", "1.5"],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_request_ends_with_one_line_and_nothing_new(wrong, tmp_path, tiny_text, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["fit", *TINY, "--data.source.path", str(tiny_text), *WRONG[wrong]]
+    assert main([*argv, "--run_dir", "run"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) <= 5
+    assert error[-1].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("size", "says"), [(0, "is empty"), (40, "training tokens; one batch of")])
+def test_too_little_text_is_said(size, says, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("x" * size)
+    assert main(["fit", *TINY, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_tiny_file_trains_and_a_smaller_vocabulary_is_said(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("one small file is enough to begin with, and more of it is better\n" * 30)
+    bpe = ["--data.tokenizer", "BPE", "--data.tokenizer.vocab_size", "5000", "--trainer.enable_progress_bar", "true"]
+    assert main(["fit", *TINY, *bpe, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]) == 0
+    assert "of the 5000 ids asked for" in capsys.readouterr().err
