@@ -73,6 +73,11 @@ def origins() -> list[Origin]:
     return [describe(cls, kind) for kind, base in kinds().items() for cls in known(base).values()]
 
 
+def trusted_packages() -> list[str]:
+    """Packages whose classes a configuration may name: ours, the user's plug-ins, installed plug-ins."""
+    return ["lit_small_lm", USER_PACKAGE, *sorted(_DISTRIBUTIONS)]
+
+
 def describe(cls: type[Spec], kind: str = "") -> Origin:
     """Where one Spec class comes from."""
     file, module = Path(origin(cls)), cls.__module__

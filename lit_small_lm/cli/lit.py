@@ -20,7 +20,7 @@ from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import Start
 from lit_small_lm.cli.schema import Option, group, plain, slot
 from lit_small_lm.data.datamodule import TokenData
-from lit_small_lm.discovery import discover
+from lit_small_lm.discovery import discover, trusted_packages
 from lit_small_lm.errors import RequestError, nearest, shown
 from lit_small_lm.plugin import Optim, Spec
 from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
@@ -75,9 +75,14 @@ def roots() -> dict[str, Option]:
 def run(command: str, argv: list[str]) -> int:
     """Run one of the three commands; returns the exit status."""
     quiet()
-    set_parsing_settings(subclasses_enabled=[Spec], docstring_parse_attribute_docstrings=True)
     options, rest = run_options.take(command, run_options.with_packaged_files(argv))
     discover(options.plugins)
+    set_parsing_settings(
+        subclasses_enabled=[Spec],
+        docstring_parse_attribute_docstrings=True,
+        import_path_denylist=["*"],  # a configuration names classes; it does not import modules
+        import_path_allowlist=["lightning", *trusted_packages()],
+    )
     asks_help = bool({"-h", "--help"} & set(rest))
     start = Start() if asks_help else run_options.start_of(command, options)
     request = check_request(rest, roots(), base=start.config or "", beside=list(vars(options)))

@@ -225,3 +225,14 @@ def test_a_tiny_file_trains_and_a_smaller_vocabulary_is_said(tmp_path, capsys):
     bpe = ["--data.tokenizer", "BPE", "--data.tokenizer.vocab_size", "5000", "--trainer.enable_progress_bar", "true"]
     assert main(["fit", *TINY, *bpe, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]) == 0
     assert "of the 5000 ids asked for" in capsys.readouterr().err
+
+
+def test_a_config_imports_nothing(tmp_path, tiny_text, cli):
+    (tmp_path / "foreign.py").write_text("open('it_ran', 'w').close()\nclass Thing: pass\n")
+    config = tmp_path / "config.yaml"
+    config.write_text("trainer:\n  callbacks:\n  - class_path: foreign.Thing\n")
+    argv = ["fit", *TINY, "-c", config, "--data.source.path", tiny_text]
+    done = cli(*argv, env={"PYTHONPATH": str(tmp_path)})
+    assert done.rc == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "it_ran").exists()
