@@ -1,6 +1,7 @@
 """`lit-small-lm COMMAND`: dispatch. Help, version and a mistyped command answer before torch is imported."""
 
 import importlib
+import os
 import sys
 
 from lit_small_lm import __version__
@@ -44,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except RunError as error:
         _complain(error)
         return 1
+    except OSError as error:
+        _complain(RunError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        return 1
     except KeyboardInterrupt:
         print("error: stopped by SIGINT", file=sys.stderr)
         return 130
@@ -64,8 +68,9 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _complain(error: Exception) -> None:
-    for line in request_lines(error):
-        print(line, file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
+        for line in request_lines(error):
+            print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ class Layer(nn.Module):
         self.ffn = spec.ffn.build(site.at("ffn"))
         for branch, place in ((self.mixer, "mixer"), (self.ffn, "ffn")):
             for module in branch.modules():
-                if isinstance(module, Linear) and module.role in ("out", "down"):
-                    module.factor = scheme.branch_init(site.at(place))
+                if isinstance(module, Linear):
+                    module.factor = scheme.branch_init(site.at(place), module.role)
 
     def forward(self, carry, ctx: Context):
         carry = self.mixer_path(carry, lambda h: self.mixer(self.canon_a(h, ctx), ctx))
@@ -178,11 +178,12 @@ class Backbone(nn.Module):
                 _reset(module)
 
     def named_roles(self) -> Iterator[Parameter]:
-        """Every parameter with its role and what Init says of it; parameters without a role count as norms."""
+        """Every parameter with its role and what Init says of it."""
         for prefix, module in self.named_modules():
             for name, tensor in module.named_parameters(prefix, recurse=False):
                 role = parameter_role(module, name, tensor)
-                yield Parameter(name, tensor, role, self.spec.init.decays(role), self.spec.init.lr_scale(role))
+                decay, scale = self.spec.init.decays(role, self.dims), self.spec.init.lr_scale(role, self.dims)
+                yield Parameter(name, tensor, role, decay, scale)
 
     def limit(self) -> int | None:
         """The longest document that has positions, or None."""
@@ -200,6 +201,9 @@ def _layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer
     letters = set(kind.canon_at)
     if not letters <= set("ABCD") or len(letters) != len(kind.canon_at):
         raise RequestError(f"canon_at: {shown(kind.canon_at)!r}; allowed: letters of ABCD, each at most once")
+    if kind.positions is not None and kind.positions.embed(dims.dim) is not None:
+        name = type(kind.positions).__name__
+        raise RequestError(f"layer.positions: {name} adds to the embedding; give it as backbone.positions")
     site = Site(dims, index, positions=kind.positions or spec.positions, canon=kind.canon, canon_at=kind.canon_at)
     layer = Layer(kind, spec.norm, site)
     unclaimed = letters - site.claimed

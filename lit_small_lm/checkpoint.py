@@ -7,7 +7,7 @@ import dataclasses
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lit_small_lm.context import Context, Visibility
 from lit_small_lm.discovery import describe, discover
 from lit_small_lm.errors import RequestError, RunError, shown
 from lit_small_lm.plugin import Encoder, Objective, Sampler, Shape, Spec, Tokenizer
+from lit_small_lm.spec import class_path
 
 FORMAT = 1
 RECORD = "lit_small_lm"
@@ -61,8 +62,7 @@ def make_record(
         "version": __version__,
         **{name: spec.to_dict() for name, spec in specs.items()},
         "tokenizer": {"spec": tokenizer.to_dict(), "record": encoder.record()},
-        "vocab_size": encoder.vocab_size,
-        "specials": encoder.specials(),
+        "specials": encoder.specials._asdict(),
         "plugins": [plugin for plugin in plugins if plugin["source"] != "built-in"],
         **others,
     }
@@ -91,9 +91,13 @@ def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RequestError: it has none, or a later version of the package wrote it.
     """
-    record = checkpoint.get(RECORD)
+    record = checkpoint.get(RECORD) if isinstance(checkpoint, dict) else None
     if record is None:
         raise RequestError("checkpoint: it has no lit_small_lm record; it was not written by this package")
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise RunError("checkpoint: its record is damaged (no format number)")
+    if record["format"] <= FORMAT and not {"backbone", "shape", "objective", "tokenizer", "step"} <= set(record):
+        raise RunError("checkpoint: its record is damaged (parts of it are missing)")
     if record["format"] > FORMAT:
         raise RequestError(
             f"checkpoint: format {record['format']} of version {record['version']}; version {__version__} reads up to "
@@ -121,7 +125,9 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
         raise RequestError(f"{shown(str(run_dir))}: no checkpoint in it (checkpoints/{checkpoint_name(0)} and so on)")
     for file in files:
         try:
-            return file, read(file)
+            content = read(file)
+            record_of(content)
+            return file, content
         except RunError as error:
             reasons.append(str(error))
             warnings.warn(f"{error}; trying the one before", stacklevel=2)
@@ -140,7 +146,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V); every row is one document, begun by `encoder.end`."""
+        """tokens (B, T) -> logits (B, T, V); every row is one document, begun by `encoder.specials.end`."""
         return self.net(tokens, Context(Visibility.rows(tokens, kind=self.objective.kind)))
 
     def generate(
@@ -152,17 +158,18 @@ class LanguageModel:
             RequestError: prompt and new tokens exceed the positions the model has.
         """
         encoder = self.encoder
-        ids = [encoder.end, *encoder.encode([prompt])[0]]
+        ids = [encoder.specials.end, *encoder.encode([prompt])[0]]
         limit = self.net.limit()
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise RequestError(
                 f"--max_new_tokens: {len(ids)} prompt tokens + {max_new_tokens}; the model has {limit} positions"
             )
         start, done = torch.tensor([ids], device=self.net.embed.weight.device), ""
-        never = (encoder.pad, encoder.mask)
-        for frame in (sampler or self.objective.sampler()).frames(self.net, start, max_new_tokens, seed, never):
+        for frame in (sampler or self.objective.sampler()).frames(
+            self.net, start, max_new_tokens, seed, encoder.specials
+        ):
             new = frame.tokens[0, len(ids) :].tolist()
-            if new[-1] == encoder.end:
+            if encoder.specials.end in new:
                 break
             text = encoder.decode(new)
             if not text.endswith("\ufffd"):  # an unfinished UTF-8 character waits for its next byte
@@ -186,18 +193,31 @@ def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cp
     path = Path(path)
     checkpoint = newest(path)[1] if path.is_dir() else read(path)
     record = record_of(checkpoint)
-    _need(record["plugins"])
-    encoder = Tokenizer.from_dict(record["tokenizer"]["spec"]).restore(record["tokenizer"]["record"])
-    dims = Shape.from_dict(record["shape"]).resolve()
-    net = Backbone(BackboneSpec.from_dict(record["backbone"]), dims, record["vocab_size"])
-    net.load_state_dict(weights_of(checkpoint))
-    objective = Objective.from_dict(record["objective"])
+    need_plugins(record)
+    try:
+        encoder = encoder_of(record)
+        dims = Shape.from_dict(record["shape"]).resolve()
+        net = Backbone(BackboneSpec.from_dict(record["backbone"]), dims, encoder.specials.vocab_size)
+        net.load_state_dict(weights_of(checkpoint))
+        objective = Objective.from_dict(record["objective"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise RunError(f"checkpoint: {path}: its record is damaged ({type(error).__name__}: {reason})") from error
     return LanguageModel(net.eval().to(device), objective, encoder, record)
 
 
-def _need(plugins: Iterable[dict[str, str]]) -> None:
-    paths = {describe(cls).class_path for cls in _subclasses(Spec)}
-    for plugin in plugins:
+def encoder_of(record: dict[str, Any]) -> Encoder:
+    """The tokenizer a checkpoint was trained with. Raises RequestError if its special ids are not those recorded."""
+    encoder = Tokenizer.from_dict(record["tokenizer"]["spec"]).restore(record["tokenizer"]["record"])
+    if encoder.specials._asdict() != record["specials"]:
+        raise RequestError(f"checkpoint: specials {record['specials']}; its tokenizer has {encoder.specials._asdict()}")
+    return encoder
+
+
+def need_plugins(record: dict[str, Any]) -> None:
+    """Raise RequestError naming a plug-in that a checkpoint was built with and that is not known."""
+    paths = {class_path(cls) for cls in _subclasses(Spec)}
+    for plugin in record["plugins"]:
         if plugin["class_path"] not in paths:
             raise RequestError(
                 f"checkpoint: it needs plug-in {plugin['name']} ({plugin['source']}); name it with --plugins"

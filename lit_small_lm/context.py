@@ -38,7 +38,8 @@ class Visibility:
     positions: Tensor
     """(B, T) index of each position within its document, from 0."""
     doc_ids: Tensor | None = None
-    """(B, T) document of each position; None: every row is one document (the fast paths need no mask)."""
+    """(B, T) document of each position, an id of its own for every document of a row; None: every row is one document
+    (the fast paths need no mask)."""
     kind: Kind = "causal"
     """"causal": a position sees itself and what came before; "bidirectional": its whole document."""
 
@@ -55,6 +56,11 @@ class Visibility:
     @property
     def place(self) -> Place:
         return Place(self.positions, self.doc_ids)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether left neighbours lie side by side in the row, so that a convolution may shift instead of gather."""
+        return self.kind in ("causal", "bidirectional")
 
     def visible(self, q: Place, k: Place, window: int | None = None) -> Tensor:
         """Whether query places see key places (broadcast); `window` counts the visible keys, the query included."""
@@ -94,9 +100,9 @@ class Cache:
         """Positions held by every buffer; `advance` moves it once per forward pass."""
         self._buffers: dict[Hashable, Tensor] = {}
 
-    def keys_values(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v (B, G, T, K) of a layer; returns all of them, (B, G, S, K)."""
-        return self._append(("k", layer), k, 2), self._append(("v", layer), v, 2)
+    def keys_values(self, address: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v (B, G, T, K) of the attention at `address`; returns all of them, (B, G, S, K)."""
+        return self._append(("k", address), k, 2), self._append(("v", address), v, 2)
 
     def places(self, place: Place) -> Place:
         """Append the places (B, T) of this call; returns all of them, (B, S)."""
@@ -131,7 +137,7 @@ class Cache:
 class Trace:
     """The record of one forward pass: auxiliary losses, metrics, and values shared between layers.
 
-    Everything is keyed, so a recomputed layer (activation checkpointing) overwrites and never counts twice.
+    Everything is keyed, so that a recomputed layer (activation checkpointing) never counts twice.
     """
 
     def __init__(self) -> None:

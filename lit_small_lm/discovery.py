@@ -97,7 +97,7 @@ def _import_all(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         return
     module = importlib.import_module(name)
-    for info in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
+    for info in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}.", onerror=lambda _: None):
         if ".test_" in info.name:
             continue
         if name == GROUP:
@@ -112,9 +112,12 @@ def _attempt(what: str, load) -> bool:
         return True
     except RequestError:
         raise
-    except Exception as error:  # a broken plug-in must not take the others down
+    except (Exception, SystemExit) as error:  # a broken plug-in must not take the others down
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{type(error).__name__} in {frame.filename}:{frame.lineno}: {error}"
+        file, line = frame.filename, frame.lineno
+        if isinstance(error, SyntaxError):
+            file, line = error.filename, error.lineno
+        where = f"{type(error).__name__} in {file}:{line}: {shown(str(error))}"
         warnings.warn(f"plug-in {what} was not loaded: {where}", PluginWarning, stacklevel=2)
         return False
 

@@ -1,12 +1,6 @@
 """Every contract of the package: what a shape, norm scheme, mixer, objective, sampler or source has to offer.
 
-To extend the package, subclass one kind below as a frozen dataclass; nothing else has to be registered:
-
-    @dataclass(frozen=True, kw_only=True)
-    class MyScheme(NormScheme):
-        norm: Norm = RMSNorm()
-        def build(self, site): ...
-
+To extend the package, subclass one kind below as a frozen dataclass; nothing else has to be registered.
 A Spec is a value (config, help text, saved record); what it builds is a plain `nn.Module`.
 """
 
@@ -20,13 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_small_lm.context import Context, Kind, Visibility
-from lit_small_lm.roles import Embedding as Embedding
-from lit_small_lm.roles import Linear as Linear
-from lit_small_lm.spec import Spec as Spec
-from lit_small_lm.spec import find as find
-from lit_small_lm.spec import kinds as kinds
-from lit_small_lm.spec import known as known
-from lit_small_lm.spec import setting as setting
+from lit_small_lm.roles import Embedding, Linear  # noqa: F401  (offered here to authors of plug-ins)
+from lit_small_lm.spec import Spec, find, kinds, known, setting  # noqa: F401
 
 EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional")
 Branch = Callable[[Tensor], Tensor]
@@ -147,8 +136,8 @@ class NormScheme(Spec):
     def close(self, dim: int) -> nn.Module:
         """module(carry) -> x, the input of the output head, final norm included."""
 
-    def branch_init(self, site: Site) -> float:
-        """A factor on the initial standard deviation of the branch's output projection."""
+    def branch_init(self, site: Site, role: str) -> float:
+        """A factor on the initial standard deviation of the branch's weights of this role ("out", "down", "qkv")."""
         return 1.0
 
 
@@ -177,11 +166,11 @@ class Init(Spec):
     def std(self, role: str, dims: Dims) -> float:
         """Standard deviation of the normal distribution that weights of this role start from."""
 
-    def decays(self, role: str) -> bool:
+    def decays(self, role: str, dims: Dims) -> bool:
         """Whether weight decay applies; norms, biases and embeddings are exempt."""
         return role not in ("embedding", "positions", "norm", "bias")
 
-    def lr_scale(self, role: str) -> float:
+    def lr_scale(self, role: str, dims: Dims) -> float:
         """A factor on the learning rate of weights of this role."""
         return 1.0
 
@@ -190,8 +179,8 @@ class Init(Spec):
 class Mixer(Spec):
     """Mixes positions: attention, short convolution."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
-    """The visibilities it honours."""
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal",)
+    """The visibilities it honours; declare more where they hold."""
 
     @abc.abstractmethod
     def build(self, site: Site) -> nn.Module:
@@ -211,12 +200,23 @@ class FFN(Spec):
 class Canon(Spec):
     """A light mix of neighbouring positions, placed at A, B, C or D of a layer."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
-    """The visibilities it honours."""
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal",)
+    """The visibilities it honours; declare more where they hold."""
 
     @abc.abstractmethod
     def build(self, site: Site, width: int) -> nn.Module:
         """module(h, ctx) -> h, (B, T, width) -> (B, T, width); `site.address` keys its decoding memory."""
+
+
+class Specials(NamedTuple):
+    """The vocabulary size and the special ids, which the tokenizer owns."""
+
+    vocab_size: int
+    end: int
+    """Begins every document, and ends it."""
+    pad: int
+    mask: int
+    """Reserved for diffusion objectives."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,9 @@ class Batch:
     sample_ids: Tensor
     """(B,) row of the split each row is; -1 for padding rows."""
     slots: Tensor
-    """(B,) place of each row in the global batch."""
+    """(B,) place of each row in the global batch while training; the row's own number while evaluating."""
+    specials: Specials
+    """The tokenizer's vocabulary size and special ids."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -242,7 +244,7 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{name: None if t is None else change(t) for name, t in fields.items()})
+        return Batch(**{name: change(t) if isinstance(t, Tensor) else t for name, t in fields.items()})
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,10 @@ class Query:
     targets: Tensor
     """(B, T) ids to score, or (M,) where `scored` picks M positions."""
     weights: Tensor | None = None
-    """Weight of each target, of its shape; None: all one."""
+    """What each target's nats are multiplied with, of its shape; None: all one."""
+    count: Tensor | None = None
+    """(B,) data tokens that each row stands for: the loss is the weighted sum of nats over their number. None: every
+    position is a data token."""
     scored: Tensor | None = None
     """(M,) indices into the B*T positions that need logits; None: all."""
 
@@ -310,8 +315,8 @@ class Sampler(Spec):
     """Draws text from a network."""
 
     @abc.abstractmethod
-    def frames(self, net: Net, prompt: Tensor, n: int, key: int, never: Sequence[int] = ()) -> Iterator[Frame]:
-        """Extend `prompt` (B, P) by up to `n` tokens; draws are a function of `key`; ids in `never` are not drawn."""
+    def frames(self, net: Net, prompt: Tensor, n: int, key: int, specials: Specials) -> Iterator[Frame]:
+        """Extend `prompt` (B, P) by up to `n` tokens; draws are a function of `key`; no padding or mask is drawn."""
 
 
 class Document(NamedTuple):
@@ -322,14 +327,10 @@ class Document(NamedTuple):
 
 
 class Encoder(abc.ABC):
-    """A tokenizer that has been trained or loaded: text to ids and back, with the special ids it owns."""
+    """A tokenizer that has been trained or loaded: text to ids and back."""
 
-    vocab_size: int
-    end: int
-    """Begins every document, and ends it."""
-    pad: int
-    mask: int
-    """Reserved for diffusion objectives."""
+    specials: Specials
+    """Its vocabulary size and special ids."""
 
     @abc.abstractmethod
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -346,9 +347,6 @@ class Encoder(abc.ABC):
     @abc.abstractmethod
     def record(self) -> dict[str, object]:
         """Plain data that `Tokenizer.restore` turns back into this encoder."""
-
-    def specials(self) -> dict[str, int]:
-        return {"end": self.end, "pad": self.pad, "mask": self.mask}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,19 @@
 """Roles of parameters: what Init and the optimizer's parameter groups go by, instead of names.
 
-Roles are embedding, positions, qkv, out, gate_up, up, down and head for weights, norm for vectors, bias, and other.
+Roles are embedding, positions, qkv, out, gate_up, up, down, head and convolution for weights, norm for vectors, bias,
+and other. Init draws the weights of `Linear` and `Embedding`; other modules draw their own in `reset_parameters`.
 """
 
 from torch import Tensor, nn
 
 
-class Linear(nn.Linear):
+class Roled:
+    """A module whose weights have a role."""
+
+    role: str
+
+
+class Linear(Roled, nn.Linear):
     """A linear map that knows its role; `factor` multiplies the standard deviation its weights start from."""
 
     def __init__(self, n_in: int, n_out: int, *, role: str, bias: bool = False, factor: float = 1.0) -> None:
@@ -14,7 +21,7 @@ class Linear(nn.Linear):
         self.role, self.factor = role, factor
 
 
-class Embedding(nn.Embedding):
+class Embedding(Roled, nn.Embedding):
     """A table of vectors that knows its role."""
 
     factor = 1.0
@@ -28,6 +35,6 @@ def parameter_role(module: nn.Module, name: str, tensor: Tensor) -> str:
     """The role of a module's own parameter: the module's, "bias", "norm" for vectors, "other" for the rest."""
     if name.endswith("bias"):
         return "bias"
-    if isinstance(module, (Linear, Embedding)):
+    if isinstance(module, Roled):
         return module.role
     return "norm" if tensor.ndim < 2 else "other"

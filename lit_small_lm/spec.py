@@ -200,9 +200,14 @@ def _build(kind: type[S], record: Mapping[str, Any]) -> S:
     return cls(**{name: _value(value, hints[name]) for name, value in given.items()})
 
 
+def _class_at(path: str) -> type:
+    """The known class at a dotted path; Spec, whose search then fails with all names, if there is none."""
+    return next((cls for cls in _final_classes(Spec) if class_path(cls) == path), Spec)
+
+
 def _value(value: Any, hint: Any) -> Any:
     if isinstance(value, Mapping) and "class_path" in value:
-        return _build(Spec, value)
+        return _build(_class_at(value["class_path"]), value)
     if isinstance(value, Mapping):
         return {key: _value(item, None) for key, item in value.items()}
     if isinstance(value, list):

@@ -30,6 +30,7 @@ from lit_small_lm.plugin import (
     Shape,
     Source,
     Spec,
+    Specials,
     Tokenizer,
     find,
 )
@@ -47,7 +48,21 @@ from lit_small_lm.testing_network import (
 )
 
 TEXTS = ("def f(x):\n    return x\n", "naïve café — 日本語 🙂", "<|end|> is plain text here", "\t a  b\r\n", "x")
-ROLES = ("embedding", "positions", "qkv", "out", "gate_up", "up", "down", "head", "norm", "bias", "other")
+SPECIALS = Specials(VOCAB, end=0, pad=1, mask=2)
+ROLES = (
+    "embedding",
+    "positions",
+    "qkv",
+    "out",
+    "gate_up",
+    "up",
+    "down",
+    "head",
+    "norm",
+    "convolution",
+    "bias",
+    "other",
+)
 
 
 def check(spec: Spec, dims: Dims = TINY) -> None:
@@ -153,10 +168,10 @@ def resolves_to_widths_that_go_together(spec: Shape, dims: Dims) -> None:
 def has_a_rule_for_every_role(spec: Init, dims: Dims) -> None:
     """An init knows a deviation, a decay and a learning-rate factor for every role."""
     for role in ROLES:
-        std, scale = spec.std(role, dims), spec.lr_scale(role)
+        std, scale = spec.std(role, dims), spec.lr_scale(role, dims)
         require(math.isfinite(std) and std >= 0, f"the deviation of role {role} is {std}")
         require(math.isfinite(scale) and scale >= 0, f"the learning-rate factor of role {role} is {scale}")
-        require(isinstance(spec.decays(role), bool), f"decays({role!r}) is not a bool")
+        require(isinstance(spec.decays(role, dims), bool), f"decays({role!r}) is not a bool")
 
 
 def masks_more_as_time_goes_on(spec: Noise, dims: Dims) -> None:
@@ -190,7 +205,7 @@ def gives_a_row_the_same_noise_in_any_batch(spec: Objective, dims: Dims) -> None
     """Noise depends on key and slot, not on the other rows."""
     batch = _batch()
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    half = Batch(**{name: tensor[2:] for name, tensor in fields.items()})
+    half = Batch(**{name: value if name == "specials" else value[2:] for name, value in fields.items()})
     whole, part = spec.query(batch, (0, 3)), spec.query(half, (0, 3))
     require(torch.equal(whole.tokens[2:], part.tokens), "tokens depend on the other rows of the batch")
 
@@ -209,7 +224,7 @@ def can_be_trained_on(spec: Objective, dims: Dims) -> None:
 def _batch() -> Batch:
     tokens = torch.randint(3, VOCAB, (4, TIME + 1))
     docs = (torch.arange(TIME + 1) * 2 // TIME).expand(tokens.shape)
-    return Batch(tokens, docs, torch.rand(4, TIME) < 0.7, torch.arange(4), torch.arange(4))
+    return Batch(tokens, docs, torch.rand(4, TIME) < 0.7, torch.arange(4), torch.arange(4), SPECIALS)
 
 
 class _Counted:
@@ -226,7 +241,7 @@ class _Counted:
 def extends_the_prompt_and_counts(spec: Sampler, dims: Dims) -> None:
     """A sampler keeps the prompt, draws what it may, and counts evaluations."""
     net, prompt, calls = _Counted(network_for(BackboneSpec(), dims)), torch.randint(3, VOCAB, (2, 4)), 0
-    for frame in spec.frames(net, prompt, 6, 7, never=(1, 2)):
+    for frame in spec.frames(net, prompt, 6, 7, SPECIALS):
         new = frame.tokens[:, 4:]
         require(torch.equal(frame.tokens[:, :4], prompt), "the prompt has changed")
         require(new.shape[1] <= 6, f"{new.shape[1]} new tokens where 6 were asked for")
@@ -234,13 +249,13 @@ def extends_the_prompt_and_counts(spec: Sampler, dims: Dims) -> None:
         calls = frame.nfe
     require(calls > 0 and new.shape[1] > 0, "no text was drawn")
     require(bool(((new >= 0) & (new < VOCAB)).all()), "ids outside the vocabulary were drawn")
-    require(not torch.isin(new, torch.tensor([1, 2])).any(), "ids in `never` were drawn")
+    require(not torch.isin(new, torch.tensor([1, 2])).any(), "padding or mask was drawn")
 
 
 def draws_the_same_text_from_the_same_key(spec: Sampler, dims: Dims) -> None:
     """Draws are a function of the key."""
     net, prompt = network_for(BackboneSpec(), dims), torch.randint(3, VOCAB, (2, 4))
-    first, second = ([frame.tokens for frame in spec.frames(net, prompt, 6, 7)][-1] for _ in range(2))
+    first, second = ([frame.tokens for frame in spec.frames(net, prompt, 6, 7, SPECIALS)][-1] for _ in range(2))
     require(torch.equal(first, second), "two runs with one key differ")
 
 
@@ -266,15 +281,17 @@ def steps_every_parameter_once(spec: Optim, dims: Dims) -> None:
 def turns_text_to_ids_and_back(spec: Tokenizer, dims: Dims) -> None:
     """Every text comes back, also from a restored encoder; lengths in bytes add up."""
     encoder = spec.learn(iter(TEXTS))
-    specials, lengths = encoder.specials(), encoder.byte_lengths()
+    specials, lengths = encoder.specials._asdict(), encoder.byte_lengths()
+    del specials["vocab_size"]
     require(len(set(specials.values())) == len(specials), f"special ids coincide: {specials}")
     require(
-        all(0 <= i < encoder.vocab_size for i in specials.values()), f"special ids outside the vocabulary: {specials}"
+        all(0 <= i < encoder.specials.vocab_size for i in specials.values()),
+        f"special ids outside the vocabulary: {specials}",
     )
-    require(lengths.shape == (encoder.vocab_size,), f"byte_lengths has shape {tuple(lengths.shape)}")
+    require(lengths.shape == (encoder.specials.vocab_size,), f"byte_lengths has shape {tuple(lengths.shape)}")
     again = spec.restore(json.loads(json.dumps(encoder.record())))
     for text, ids in zip(TEXTS, encoder.encode(TEXTS), strict=True):
-        require(all(0 <= i < encoder.vocab_size for i in ids), f"{text!r} has ids outside the vocabulary")
+        require(all(0 <= i < encoder.specials.vocab_size for i in ids), f"{text!r} has ids outside the vocabulary")
         require(not set(ids) & set(specials.values()), f"{text!r} is encoded with special ids")
         require(encoder.decode(ids) == text, f"{text!r} comes back as {encoder.decode(ids)!r}")
         require(int(lengths[ids].sum()) == len(text.encode()), f"byte_lengths of {text!r} do not add up")

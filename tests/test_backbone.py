@@ -113,7 +113,7 @@ def test_every_parameter_has_a_role():
         "embed.weight": ("embedding", False),
         "embed_positions.table.weight": ("positions", False),
         "mixer_path.norm.weight": ("norm", False),
-        "canon_a.sum.weight": ("other", True),
+        "canon_a.sum.weight": ("convolution", True),
         "mixer.qkv_proj.weight": ("qkv", True),
         "mixer.qkv_proj.bias": ("bias", False),
         "mixer.o_proj.weight": ("out", True),

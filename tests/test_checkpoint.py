@@ -22,7 +22,7 @@ SPEC = BackboneSpec(
 @pytest.fixture
 def saved(tmp_path):
     """A checkpoint file as training writes it, and the network in it."""
-    net = Backbone(SPEC, SHAPE.resolve(), Bytes().learn(iter([])).vocab_size)
+    net = Backbone(SPEC, SHAPE.resolve(), Bytes().learn(iter([])).specials.vocab_size)
     record = make_record(
         backbone=SPEC, shape=SHAPE, objective=NextToken(), tokenizer=Bytes(), encoder=Bytes().learn(iter([])), step=7
     )

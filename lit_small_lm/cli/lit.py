@@ -2,12 +2,11 @@
 
 import logging
 import re
-import shlex
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
@@ -46,18 +45,21 @@ TRAINER_DEFAULTS = {
 """Lightning's own checkpoints, summary and sampler are replaced by this package's."""
 LIGHTNING_KINDS = {"trainer.callbacks": Callback, "trainer.logger": Logger}
 """Options that name Lightning's own classes."""
+PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
+"""The numbers mean what they mean to Lightning: 16 and bf16 are mixed."""
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
 def roots() -> dict[str, Option]:
     """The top-level options, as the request checker wants them."""
     trainer = {
-        "max_steps": {"low": -1},
+        "max_steps": {"low": -1, "high": 2**53},
         "max_epochs": {"low": -1},
         "accumulate_grad_batches": {"low": 1},
         "gradient_clip_val": {"low": 0},
         "log_every_n_steps": {"low": 1},
         "val_check_interval": {"above": 0},
+        "precision": {"choices": PRECISIONS},
         "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda", "mps")},
     }
     return {
@@ -91,7 +93,8 @@ def run(command: str, argv: list[str]) -> int:
     try:
         LitCLI(options, start, [command, *request.argv])
     except Interrupted as stop:
-        report.say(f"{stop}; checkpoint saved; go on with: {resume_command(stop.run_dir)}")
+        command = run_options.resume_command(stop.run_dir, options.plugins)
+        report.say(f"{stop}; checkpoint saved; go on with: {command}")
         return 128 + stop.number
     return 0
 
@@ -103,11 +106,6 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-
-
-def resume_command(run_dir: Path) -> str:
-    """What to type to go on with a run."""
-    return f"{report.script('lit-small-lm')} fit --run_dir {shlex.quote(str(run_dir))} --resume"
 
 
 class ShortErrors(LightningArgumentParser):
@@ -181,8 +179,12 @@ class LitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         trainer = config.trainer
+        if trainer.accelerator == "auto":
+            trainer.accelerator = "cuda" if torch.cuda.is_available() else "cpu"
         trainer.precision, self.why = report.choose_precision(trainer.accelerator, trainer.precision)
         if self.subcommand == "fit":
+            if trainer.max_steps == 0 or trainer.limit_train_batches == 0:
+                raise RequestError("trainer.max_steps, trainer.limit_train_batches: 0; allowed: at least 1")
             if trainer.max_steps == -1 and trainer.max_epochs is None:
                 raise RequestError("trainer.max_steps: not given; a run needs trainer.max_steps or trainer.max_epochs")
             self.config_text = self._parser("fit").dump(config, skip_unset=False)
@@ -193,7 +195,7 @@ class LitCLI(LightningCLI):
         if self.start.config is None:
             return
         for key, (before, after) in run_options.changes(self.start.config, self.config_text).items():
-            if key.startswith("model."):
+            if key.startswith(("model.", "data.tokenizer")):
                 raise RequestError(
                     f"{key}: {after!r}, but the checkpoint has {before!r}; use --init_from to take its weights only"
                 )
@@ -222,6 +224,7 @@ class LitCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         self.model.optim, self.model.compile_mode = config.optim, config.compile
         self.model.seed = self.datamodule.seed = config.seed_everything
+        self.datamodule.encoder_record = self.start.encoder
         if self.subcommand == "fit":
             self.model.config, self.model.init_from = self.config_text, self.options.init_from
 
@@ -231,7 +234,10 @@ class LitCLI(LightningCLI):
         config["plugins"] = [*listed(config["plugins"]), AtomicCheckpointIO()]
         if self.subcommand != "fit":
             return make_trainer({**config, "logger": False, "enable_progress_bar": False})
-        config["logger"] = [RunLogger(), *(logger for logger in listed(config["logger"]) if logger is not True)]
+        config["logger"] = [
+            RunLogger(),
+            *(logger for logger in listed(config["logger"]) if not isinstance(logger, bool)),
+        ]
         config["callbacks"] = [*listed(config["callbacks"]), *self._callbacks(settings)]
         return make_trainer(config)
 
@@ -249,7 +255,7 @@ class LitCLI(LightningCLI):
         checkpoint = str(self.start.checkpoint) if self.start.checkpoint else None
         self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         if self.trainer.is_global_zero:
-            report.finish(self.files.folder, self.trainer, model)
+            report.finish(self.files.folder, self.trainer, model, self.options.plugins)
 
     def validate(self, model: LanguageModule, **kwargs: Any) -> None:
         """Score the validation split with the checkpoint."""
@@ -259,6 +265,7 @@ class LitCLI(LightningCLI):
         """Score the test split once, and write test.json into the run directory."""
         result = self._evaluate(self.trainer.test, "test")
         folder = self.options.run_dir or self.start.checkpoint.absolute().parent.parent
+        folder.mkdir(parents=True, exist_ok=True)
         if self.trainer.is_global_zero:
             write_json(folder / "test.json", result)
             report.say(f"written: {folder / 'test.json'}")
@@ -294,7 +301,7 @@ def make_trainer(config: dict[str, Any]) -> Trainer:
     """Lightning's Trainer; what it refuses (a device that is not there, a strategy it does not know) in one line."""
     try:
         return Trainer(**config)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, TypeError) as error:
         asked = ", ".join(f"{key}={config[key]!r}" for key in ("accelerator", "devices", "strategy", "precision"))
         raise RequestError(f"trainer: {' '.join(str(error).split())[:150]} (asked for: {asked})") from error
 

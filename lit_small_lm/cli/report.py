@@ -1,15 +1,18 @@
 """What the command line prints: before a run what will happen, after it what came of it and what to type next."""
 
 import math
+import os
 import shlex
-import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from lit_small_lm.checkpoint import LanguageModel
+from lit_small_lm.cli.run_options import resume_command, script, with_plugins
+from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.training.callbacks.checkpoints import last_stable
 from lit_small_lm.training.callbacks.progress import clock, short
@@ -21,8 +24,9 @@ SAMPLE_TOKENS = 80
 
 
 def say(text: str) -> None:
-    """One line on standard error, where progress goes."""
-    print(text, file=sys.stderr, flush=True)
+    """One line on standard error, where progress goes; of several processes only the first speaks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def choose_precision(accelerator: str, precision: object) -> tuple[str, str]:
@@ -68,7 +72,7 @@ def model_line(module: LanguageModule) -> str:
     count, dims = sum(p.numel() for p in module.net.parameters()), module.dims
     return (
         f"model: {short(count)} parameters; {dims.n_layers} layers x {dims.dim} dim, {dims.n_heads} heads, "
-        f"{dims.hidden} hidden, {type(module.backbone.norm).__name__}, {module.encoder.vocab_size} ids"
+        f"{dims.hidden} hidden, {type(module.backbone.norm).__name__}, {module.encoder.specials.vocab_size} ids"
     )
 
 
@@ -96,9 +100,11 @@ def curve(run_dir: Path, width: int = 70, height: int = 12) -> str:
 
 
 def sample(module: LanguageModule, prompt: str = "def ", seed: int = 0) -> str:
-    """Text of the network in training, continued from `prompt`."""
+    """Text of the network in training, continued from `prompt` as far as it has positions."""
     model = LanguageModel(module.net.eval(), module.objective, module.encoder, {})
-    return prompt + "".join(model.generate(prompt, SAMPLE_TOKENS, Autoregressive(temperature=0.8), seed))
+    limit = module.net.limit() or len(prompt) + SAMPLE_TOKENS + 1
+    count = min(SAMPLE_TOKENS, limit - len(prompt) - 1)
+    return prompt + "".join(model.generate(prompt, max(1, count), Autoregressive(temperature=0.8), seed))
 
 
 def summary(run_dir: Path) -> str:
@@ -117,35 +123,27 @@ def summary(run_dir: Path) -> str:
     )
 
 
-def plus_minus(value: float, error: float | str) -> str:
+def plus_minus(value: float | str, error: float | str) -> str:
     """`1.234 +- 0.056`; without the error where fewer than two documents leave it unknown."""
-    return f"{value:.4f}" if math.isnan(float(error)) else f"{value:.4f} +- {error:.4f}"
+    value, error = float(value), float(error)
+    return f"{value:.4f} +- {error:.4f}" if math.isfinite(error) else f"{value:.4f}"
 
 
-def script(name: str) -> str:
-    """How to call an installed script: by name if it is on the PATH, else where it lies beside this Python."""
-    beside = Path(sys.executable).with_name(name)
-    if shutil.which(name) or not beside.exists():
-        return name
-    inside = beside.is_relative_to(Path.cwd())
-    return shlex.quote(str(beside.relative_to(Path.cwd()) if inside else beside))
-
-
-def next_commands(run_dir: Path, trainer: Trainer) -> str:
+def next_commands(run_dir: Path, trainer: Trainer, plugins: Sequence[str]) -> str:
     """What to type next."""
-    where, here = shlex.quote(str(run_dir)), script("lit-small-lm")
+    where, here, more = shlex.quote(str(run_dir)), script("lit-small-lm"), with_plugins(plugins)
     lines = [
         ("watch", f"{script('tensorboard')} --logdir {where}"),
-        ("write", f"{here} generate {where} --prompt 'def ' --max_new_tokens 100"),
-        ("score", f"{here} test --run_dir {where}"),
-        ("resume", f"{here} fit --run_dir {where} --resume    (a run that was stopped)"),
+        ("write", f"{here} generate {where} --prompt 'def ' --max_new_tokens 100{more}"),
+        ("score", f"{here} test --run_dir {where}{more}"),
+        ("resume", f"{resume_command(run_dir, plugins)}    (a run that was stopped)"),
         ("own text", f"{here} fit -c configs/demo.yaml --data.source.path my_folder/"),
     ]
     schedule = next((c for c in trainer.callbacks if isinstance(c, WSDSchedule)), None)
     stable = schedule and last_stable(run_dir, schedule.decay_start(trainer.max_steps))
     if stable:
-        more = f"--branch_from {shlex.quote(str(stable))} --trainer.max_steps {2 * trainer.max_steps}"
-        lines.insert(4, ("train on", f"{here} fit {more}    (from before the decay)"))
+        longer = f"--branch_from {shlex.quote(str(stable))} --trainer.max_steps {2 * trainer.max_steps}{more}"
+        lines.insert(4, ("train on", f"{here} fit {longer}    (from before the decay)"))
     return "\n".join(["next:", *(f"  {what:9} {command}" for what, command in lines)])
 
 
@@ -160,10 +158,13 @@ def score_line(record: dict) -> str:
     )
 
 
-def finish(run_dir: Path, trainer: Trainer, module: LanguageModule) -> None:
+def finish(run_dir: Path, trainer: Trainer, module: LanguageModule, plugins: Sequence[str]) -> None:
     """After a run: its curve, a sample, its score and the next commands."""
     say(curve(run_dir))
-    say(f"sample (temperature 0.8, seed 0):\n{sample(module)}\n")
+    try:
+        say(f"sample (temperature 0.8, seed 0):\n{sample(module)}\n")
+    except (RequestError, RunError) as error:
+        say(f"no sample: {error}")
     say(summary(run_dir))
     say(f"run directory: {run_dir}")
-    say(next_commands(run_dir, trainer))
+    say(next_commands(run_dir, trainer, plugins))

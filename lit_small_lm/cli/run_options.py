@@ -4,11 +4,16 @@ import argparse
 import dataclasses
 import importlib.resources
 import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from lit_small_lm.checkpoint import checkpoints_in, newest, read, record_of
+from lit_small_lm.checkpoint import checkpoints_in, need_plugins, newest, read, record_of
 from lit_small_lm.cli.options import Options
 from lit_small_lm.errors import RequestError, shown
 
@@ -44,25 +49,45 @@ class Start:
     """Its step."""
     config: str | None = None
     """The configuration it was trained with, as YAML: the base of the new one."""
+    encoder: dict[str, object] | None = None
+    """The record of its tokenizer, which goes with its weights."""
 
 
 def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split argv into the run's options and the configuration's."""
     parser = Options(prog=f"lit-small-lm {command}", add_help=False)
-    parser.add_argument("--run_dir", type=Path)
+    parser.add_argument("--run_dir", type=_path)
     parser.add_argument("--plugins", action="append", default=[])
     if command == "fit":
         parser.add_argument("--resume", action="store_true")
-        parser.add_argument("--branch_from", type=Path)
-        parser.add_argument("--init_from", type=Path)
+        parser.add_argument("--branch_from", type=_path)
+        parser.add_argument("--init_from", type=_path)
     else:
-        parser.add_argument("--ckpt_path", type=Path)
+        parser.add_argument("--ckpt_path", type=_path)
     return parser.parse_known_args(argv)
 
 
 def start_of(command: str, options: argparse.Namespace) -> Start:
     """Where a command starts from."""
     return fit_start(options) if command == "fit" else evaluation_start(options)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; allowed: a path")
+    return Path(text).expanduser()
+
+
+def _refuse_unusable(folder: Path) -> None:
+    """Raise RequestError if nothing can be written below `folder`."""
+    try:
+        parent = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        raise RequestError(f"--run_dir: {shown(str(folder))}: {error.strerror}") from None
+    if not parent.is_dir():
+        raise RequestError(f"--run_dir: {shown(str(folder))}: {parent} is a file; allowed: a directory, or a new path")
+    if not os.access(parent, os.W_OK):
+        raise RequestError(f"--run_dir: {shown(str(folder))}: {parent} cannot be written to")
 
 
 def fit_start(options: argparse.Namespace) -> Start:
@@ -75,8 +100,8 @@ def fit_start(options: argparse.Namespace) -> Start:
     given = [name for name in ("resume", "branch_from", "init_from") if getattr(options, name)]
     if len(given) > 1:
         raise RequestError(f"--{given[0]} and --{given[1]} exclude each other: give one")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise RequestError(f"--run_dir: {shown(str(folder))} is a file; allowed: a directory, or a new path")
+    if folder is not None:
+        _refuse_unusable(folder)
     if options.resume:
         if folder is None:
             raise RequestError("--resume: needs --run_dir DIR, the directory of the run to go on with")
@@ -84,12 +109,14 @@ def fit_start(options: argparse.Namespace) -> Start:
         return _start(checkpoint, content)
     if folder is not None and checkpoints_in(folder):
         raise RequestError(
-            f"--run_dir: {folder} holds checkpoints; go on with: lit-small-lm fit --run_dir {folder} --resume"
+            f"--run_dir: {folder} holds checkpoints; go on with: {resume_command(folder, options.plugins)}"
         )
+    if folder is not None and folder.exists() and not (folder / "environment.json").exists() and any(folder.iterdir()):
+        raise RequestError(f"--run_dir: {folder} holds other files; allowed: a new directory, or an empty one")
     if options.branch_from:
         return _start(options.branch_from, read(options.branch_from))
     if options.init_from:
-        record_of(read(options.init_from))
+        return Start(encoder=record_of(read(options.init_from))["tokenizer"]["record"])
     return Start()
 
 
@@ -100,6 +127,25 @@ def evaluation_start(options: argparse.Namespace) -> Start:
     if options.run_dir is None:
         raise RequestError("--run_dir: missing; give the run's directory, or --ckpt_path FILE")
     return _start(*newest(options.run_dir))
+
+
+def resume_command(run_dir: Path, plugins: Sequence[str]) -> str:
+    """What to type to go on with a run."""
+    return f"{script('lit-small-lm')} fit --run_dir {shlex.quote(str(run_dir))} --resume{with_plugins(plugins)}"
+
+
+def with_plugins(plugins: Sequence[str]) -> str:
+    """The options that load the user's plug-ins again, to be appended to a command."""
+    return "".join(f" --plugins {shlex.quote(str(path))}" for path in plugins)
+
+
+def script(name: str) -> str:
+    """How to call an installed script: by name if it is on the PATH, else where it lies beside this Python."""
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) or not beside.exists():
+        return name
+    inside = beside.is_relative_to(Path.cwd())
+    return shlex.quote(str(beside.relative_to(Path.cwd()) if inside else beside))
 
 
 def changes(before: str, after: str) -> dict[str, tuple[object, object]]:
@@ -119,4 +165,8 @@ def flat(value: object, path: str = "") -> dict[str, object]:
 
 def _start(checkpoint: Path, content: dict) -> Start:
     record = record_of(content)
-    return Start(checkpoint, record["step"], record["config"])
+    missing = [key for key in ("optimizer_states", "loops") if key not in content]
+    if missing:
+        raise RequestError(f"checkpoint: {checkpoint} holds no {missing[0]}; --init_from takes its weights only")
+    need_plugins(record)
+    return Start(checkpoint, record["step"], record["config"], record["tokenizer"]["record"])

@@ -54,15 +54,17 @@ class TokenData(LightningDataModule):
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self.seed = 0
         """Seed of the order of training rows; the command line sets it from seed_everything."""
+        self.encoder_record: dict[str, object] | None = None
+        """The record of the tokenizer to use instead of learning one: that of the checkpoint training goes on from."""
         self._store: TokenStore | None = None
         self._splits: dict[Split, SplitTokens] = {}
 
     def prepare_data(self) -> None:
         """Tokenise, in one process of each machine."""
-        prepare(self.source, self.tokenizer, self.cache)
+        prepare(self.source, self.tokenizer, self.cache, self.encoder_record)
 
     def setup(self, stage: str) -> None:
-        self._store = prepare(self.source, self.tokenizer, self.cache)
+        self._store = prepare(self.source, self.tokenizer, self.cache, self.encoder_record)
         if stage == "fit":
             self._check_size()
             count_in_steps(self.trainer, len(self.rows("train")) // self.batch_size)
@@ -97,7 +99,7 @@ class TokenData(LightningDataModule):
 
     def rows(self, split: Split) -> Rows:
         """The rows of a split: whole ones to train on, all of them to evaluate."""
-        return Rows(self.split(split), self.seq_len, self.encoder.pad, whole=split == "train")
+        return Rows(self.split(split), self.seq_len, self.encoder.specials, whole=split == "train")
 
     def notes(self) -> Sequence[str]:
         """What a user should know of the prepared data, a line each."""
@@ -106,9 +108,9 @@ class TokenData(LightningDataModule):
             f"data: {split} {count['documents']:,} documents, {count['tokens']:,} tokens, {count['bytes']:,} bytes"
             for split, count in counts.items()
         ]
-        asked = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else self.encoder.vocab_size
-        if self.encoder.vocab_size < asked:
-            lines.append(f"data: the corpus fills {self.encoder.vocab_size} of the {asked} ids asked for")
+        asked = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else self.encoder.specials.vocab_size
+        if self.encoder.specials.vocab_size < asked:
+            lines.append(f"data: the corpus fills {self.encoder.specials.vocab_size} of the {asked} ids asked for")
         return lines
 
     def _plan(self) -> TrainPlan:
@@ -145,8 +147,9 @@ def count_in_steps(trainer: Trainer, steps_per_epoch: int) -> None:
 
     To Lightning every run is then one epoch, which keeps its epoch boundaries out of an exact resume.
     """
-    if trainer.max_steps < 0 and trainer.max_epochs and trainer.max_epochs > 0:
-        trainer.fit_loop.epoch_loop.max_steps = trainer.max_epochs * steps_per_epoch
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        steps = trainer.max_epochs * steps_per_epoch
+        trainer.fit_loop.epoch_loop.max_steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
     if trainer.max_steps < 0:
         raise RequestError("trainer.max_steps: not given; a run needs trainer.max_steps or trainer.max_epochs")
     trainer.fit_loop.max_epochs = -1

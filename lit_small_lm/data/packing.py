@@ -6,7 +6,7 @@ global batch sequence), so the number of loader workers, ranks and accumulation 
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from lit_small_lm.data.store import SplitTokens
 from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import generator
-from lit_small_lm.plugin import Batch
+from lit_small_lm.plugin import Batch, Specials
 
 
 class Wanted(NamedTuple):
-    """A row to load: its number (-1: padding) and its slot in the global batch."""
+    """A row to load: its number (-1: padding) and its slot (see `Batch.slots`)."""
 
     row: int
     slot: int
@@ -28,8 +28,8 @@ class Wanted(NamedTuple):
 class Rows(Dataset):
     """Windows of `seq_len` tokens and one look-ahead; the last one of an evaluated split is padded."""
 
-    def __init__(self, split: SplitTokens, seq_len: int, pad: int, *, whole: bool) -> None:
-        self.split, self.seq_len, self.pad, self.whole = split, seq_len, pad, whole
+    def __init__(self, split: SplitTokens, seq_len: int, specials: Specials, *, whole: bool) -> None:
+        self.split, self.seq_len, self.specials, self.whole = split, seq_len, specials, whole
         self.scored = len(split.tokens) - 1
         """Tokens of the split that are some position's target."""
 
@@ -42,7 +42,7 @@ class Rows(Dataset):
         real = (index >= 0) & (index <= self.scored) & (starts >= 0)
         index = np.where(real, index, 0)
         docs = np.searchsorted(self.split.starts, index, side="right") - 1
-        tokens = np.where(real, self.split.tokens[index], self.pad)
+        tokens = np.where(real, self.split.tokens[index], self.specials.pad)
         mask = None if self.whole else torch.from_numpy(real[:, 1:])
         return Batch(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
@@ -50,6 +50,7 @@ class Rows(Dataset):
             loss_mask=mask,
             sample_ids=torch.tensor([item.row for item in wanted]),
             slots=torch.tensor([item.slot for item in wanted]),
+            specials=self.specials,
         )
 
 
@@ -104,6 +105,7 @@ class EvalPlan:
     """Rows of one batch of one rank."""
     rank: int
     world_size: int
+    accumulate: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return -(-self.rows // (self.batch_size * self.world_size))
@@ -112,7 +114,7 @@ class EvalPlan:
         for number in range(start, len(self)):
             first = (number * self.world_size + self.rank) * self.batch_size
             rows = range(first, first + self.batch_size)
-            yield [Wanted(row if row < self.rows else -1, slot) for slot, row in enumerate(rows)]
+            yield [Wanted(row if row < self.rows else -1, slot=row) for row in rows]
 
 
 class BatchLoader:
@@ -137,11 +139,11 @@ class BatchLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches handed out so far: what a resume continues from."""
-        return {"batches": self.handed_out}
+        """Optimizer steps' worth of batches handed out so far: what a resume continues from."""
+        return {"steps": self.handed_out // self.plan.accumulate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._resume_at = self.handed_out = state["batches"]
+        self._resume_at = self.handed_out = state["steps"] * self.plan.accumulate
 
 
 class _Sampler:

@@ -72,6 +72,8 @@ def files_of(path: str | None) -> Iterator[tuple[str, Path]]:
     Raises:
         RequestError: the path does not exist.
     """
+    if path == "":
+        raise RequestError("data.source.path: '' is empty; allowed: a file, a folder, or null for the standard library")
     root = Path(path or sysconfig.get_paths()["stdlib"]).expanduser()
     if root.is_file():
         yield root.name, root

@@ -65,21 +65,30 @@ def default_cache() -> Path:
     return Path(os.environ.get("LIT_SMALL_LM_CACHE") or Path(base) / "lit_small_lm")
 
 
-def prepare(source: Source, tokenizer: Tokenizer, cache: Path) -> TokenStore:
-    """The store of a corpus, made now if it is not there yet."""
+def prepare(
+    source: Source, tokenizer: Tokenizer, cache: Path, encoder_record: dict[str, object] | None = None
+) -> TokenStore:
+    """The store of a corpus, made now if it is not there yet; with `encoder_record`, by that tokenizer."""
     fingerprint = source.fingerprint()
-    learned = _key(FORMAT, fingerprint, json.dumps(tokenizer.to_dict(), sort_keys=True))
-    file = cache / "tokenizers" / f"{learned}.json"
-    if file.exists():
-        encoder = tokenizer.restore(json.loads(file.read_text()))
+    if encoder_record is None:
+        encoder = _learned(source, tokenizer, cache, fingerprint)
     else:
-        encoder = tokenizer.learn(document.text for document in source.open("train"))
-        check_specials(encoder)
-        _replace(file, json.dumps(encoder.record()))
+        encoder = tokenizer.restore(encoder_record)
+    check_specials(encoder)
     folder = cache / "tokens" / _key(FORMAT, fingerprint, digest(encoder))
     if not (folder / "store.json").exists():
         _write(folder, source, encoder)
     return TokenStore(folder, encoder)
+
+
+def _learned(source: Source, tokenizer: Tokenizer, cache: Path, fingerprint: str) -> Encoder:
+    learned = _key(FORMAT, fingerprint, json.dumps(tokenizer.to_dict(), sort_keys=True))
+    file = cache / "tokenizers" / f"{learned}.json"
+    if file.exists():
+        return tokenizer.restore(json.loads(file.read_text()))
+    encoder = tokenizer.learn(document.text for document in source.open("train"))
+    _replace(file, json.dumps(encoder.record()))
+    return encoder
 
 
 def _write(folder: Path, source: Source, encoder: Encoder) -> None:
@@ -88,23 +97,26 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     try:
         counts = {split: _write_split(building, split, source.open(split), encoder) for split in SPLITS}
         record = {"format": FORMAT, "source": source.to_dict(), "fingerprint": source.fingerprint()}
-        record |= {"tokenizer": digest(encoder), "vocab_size": encoder.vocab_size, "splits": counts}
+        record |= {"tokenizer": digest(encoder), "vocab_size": encoder.specials.vocab_size, "splits": counts}
         (building / "store.json").write_text(json.dumps(record, indent=2))
-        if not folder.exists():  # another process may have been faster
+        try:
             building.rename(folder)
+        except OSError:  # another process was faster
+            if not (folder / "store.json").exists():
+                raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def _write_split(folder: Path, split: Split, documents: Sequence[Document], encoder: Encoder) -> dict[str, int]:
-    dtype = np.uint16 if encoder.vocab_size <= 1 << 16 else np.uint32
+    dtype = np.uint16 if encoder.specials.vocab_size <= 1 << 16 else np.uint32
     pieces, starts, at = [], [], 0
     for first in range(0, len(documents), TEXTS_AT_ONCE):
         for ids in encoder.encode([document.text for document in documents[first : first + TEXTS_AT_ONCE]]):
             starts.append(at)
-            pieces.append(np.array([encoder.end, *ids], dtype=dtype))
+            pieces.append(np.array([encoder.specials.end, *ids], dtype=dtype))
             at += len(ids) + 1
-    pieces.append(np.array([encoder.end], dtype=dtype))
+    pieces.append(np.array([encoder.specials.end], dtype=dtype))
     np.save(folder / f"{split}.tokens.npy", np.concatenate(pieces))
     np.save(folder / f"{split}.documents.npy", np.array(starts, dtype=np.int64))
     size = sum(len(document.text.encode()) for document in documents)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_small_lm.errors import RequestError
-from lit_small_lm.plugin import Encoder, Tokenizer, setting
+from lit_small_lm.plugin import Encoder, Specials, Tokenizer, setting
 
 END, PAD, MASK = SPECIALS = ("<|end|>", "<|pad|>", "<|mask|>")
 
@@ -25,13 +25,14 @@ def digest(encoder: Encoder) -> str:
 
 def check_specials(encoder: Encoder) -> None:
     """Raises RequestError if special ids coincide or lie outside the vocabulary."""
-    specials = encoder.specials()
+    vocab_size, specials = encoder.specials.vocab_size, encoder.specials._asdict()
+    del specials["vocab_size"]
     for name, index in specials.items():
         twins = [other for other, value in specials.items() if value == index and other != name]
         if twins:
             raise RequestError(f"tokenizer: the {name} and {twins[0]} tokens share id {index}")
-        if not 0 <= index < encoder.vocab_size:
-            raise RequestError(f"tokenizer: {name} id {index}; allowed: 0 to {encoder.vocab_size - 1}")
+        if not 0 <= index < vocab_size:
+            raise RequestError(f"tokenizer: {name} id {index}; allowed: 0 to {vocab_size - 1}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Bytes(Tokenizer):
 class ByteEncoder(Encoder):
     """Byte b is id b + 3."""
 
-    vocab_size, end, pad, mask = 259, 0, 1, 2
+    specials = Specials(vocab_size=259, end=0, pad=1, mask=2)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[byte + len(SPECIALS) for byte in text.encode()] for text in texts]
@@ -103,21 +104,21 @@ class BPEEncoder(Encoder):
         self._json = text
         self._library = Library.from_str(text)
         self._library.encode_special_tokens = True
-        self.vocab_size = self._library.get_vocab_size()
-        for token in SPECIALS:
-            if self._library.token_to_id(token) is None:
-                raise RequestError(f"tokenizer: it has no {token} token; known specials: {', '.join(SPECIALS)}")
-        self.end, self.pad, self.mask = (self._library.token_to_id(token) for token in SPECIALS)
+        ids = [self._library.token_to_id(token) for token in SPECIALS]
+        if None in ids:
+            missing = SPECIALS[ids.index(None)]
+            raise RequestError(f"tokenizer: it has no {missing} token; it needs: {', '.join(SPECIALS)}")
+        self.specials = Specials(self._library.get_vocab_size(), *ids)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._library.decode([i for i in ids if i not in (self.end, self.pad, self.mask)])
+        return self._library.decode([i for i in ids if i not in self.specials[1:]])
 
     def byte_lengths(self) -> Tensor:
         # In the byte-level alphabet every character of a token stands for one byte.
-        lengths = torch.zeros(self.vocab_size, dtype=torch.long)
+        lengths = torch.zeros(self.specials.vocab_size, dtype=torch.long)
         for token, index in self._library.get_vocab().items():
             lengths[index] = 0 if token in SPECIALS else len(token)
         return lengths

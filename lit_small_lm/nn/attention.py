@@ -5,19 +5,21 @@ The mask comes from the Visibility; rows of one document need none. `plain_atten
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_small_lm.context import Context
-from lit_small_lm.plugin import Linear, Mixer, Site, setting
+from lit_small_lm.context import Context, Kind
+from lit_small_lm.plugin import EVERY_KIND, Linear, Mixer, Site, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Mixer):
     """Softmax attention over what the Visibility shows; heads and key/value heads come from the shape."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
 
     shift: Literal["bias", "none"] = "none"
     """Whether the projections have biases."""
@@ -36,7 +38,7 @@ class AttentionMixer(nn.Module):
     def __init__(self, spec: Attention, site: Site) -> None:
         super().__init__()
         dims, bias = site.dims, spec.shift == "bias"
-        self.layer, self.window, self.dropout = site.layer, spec.window, spec.dropout
+        self.address, self.window, self.dropout = site.address, spec.window, spec.dropout
         self.head_dim = dims.head_dim
         self.widths = [heads * dims.head_dim for heads in (dims.n_heads, dims.n_kv_heads, dims.n_kv_heads)]
         self.qkv_proj = Linear(dims.dim, sum(self.widths), role="qkv", bias=bias)
@@ -51,12 +53,14 @@ class AttentionMixer(nn.Module):
             q, k = self.rotate(q, k, ctx)
         if ctx.cache is not None:
             keys = ctx.keys()
-            k, v = ctx.cache.keys_values(self.layer, k, v)
+            k, v = ctx.cache.keys_values(self.address, k, v)
             mask = ctx.trace.once(("mask", self.window), lambda: ctx.visibility.dense(keys, self.window))
         elif ctx.visibility.doc_ids is None and self.window is None:
             mask = None
         else:
             mask = ctx.trace.once(("mask", self.window), lambda: ctx.visibility.dense(window=self.window))
+        if mask is not None and k.shape[1] < q.shape[1]:  # the fused kernels take a mask or grouped heads, not both
+            k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
         causal = mask is None and ctx.visibility.kind == "causal"
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1])
         out = out.transpose(1, 2).flatten(2)  # (B, H, T, K) -> (B, T, HK)

@@ -5,17 +5,20 @@ code, a tap never reaches into another document of a packed row, and chunked dec
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lit_small_lm.context import Context
+from lit_small_lm.context import Context, Kind
 from lit_small_lm.nn.neighbours import NeighbourSum
-from lit_small_lm.plugin import Canon, Site, setting
+from lit_small_lm.plugin import EVERY_KIND, Canon, Site, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalCanon(Canon):
     """The paper's Canon layer: each position gains a weighted sum of itself and its left neighbours."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
 
     kernel: int = setting(4, low=1, unit="positions")
     """Taps, the position itself included."""

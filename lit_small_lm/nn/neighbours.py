@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_small_lm.context import Context, Visibility
+from lit_small_lm.roles import Roled
 
 
-class NeighbourSum(nn.Module):
+class NeighbourSum(Roled, nn.Module):
     """h (B, T, C) -> weighted sum of each position and its `kernel - 1` left neighbours, channel by channel."""
+
+    role = "convolution"
 
     def __init__(self, width: int, kernel: int, address: Hashable) -> None:
         super().__init__()
@@ -31,6 +34,8 @@ class NeighbourSum(nn.Module):
 
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
         count = self.weight.shape[1] - 1
+        if not ctx.visibility.contiguous:
+            return gathered(h, self.weight, ctx.visibility)
         if ctx.cache is not None:
             joined = ctx.cache.left(self.address, h, count)
         elif ctx.visibility.doc_ids is None:
@@ -51,6 +56,7 @@ def whole_rows(h: Tensor, weight: Tensor) -> Tensor:
 def shifted(joined: Tensor, weight: Tensor, visibility: Visibility) -> Tensor:
     """Fast path for packed rows and cached decoding: shifted views of h with N-1 earlier inputs before it."""
     kernel, time = weight.shape[1], visibility.positions.shape[1]
+    weight = weight.to(joined.dtype)
     total = joined[:, kernel - 1 :] * weight[:, 0]
     for j in range(1, kernel):
         _, exists = visibility.neighbour(j)
@@ -61,7 +67,7 @@ def shifted(joined: Tensor, weight: Tensor, visibility: Visibility) -> Tensor:
 
 def gathered(h: Tensor, weight: Tensor, visibility: Visibility) -> Tensor:
     """The plain twin: every neighbour is looked up by its index."""
-    total = torch.zeros_like(h)
+    total, weight = torch.zeros_like(h), weight.to(h.dtype)
     for j in range(weight.shape[1]):
         index, exists = visibility.neighbour(j)
         found = h.gather(1, index.unsqueeze(-1).expand_as(h))

@@ -1,18 +1,21 @@
 """Gated short convolution as a mixer, attention's equal (LFM2, arXiv 2511.23404)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_small_lm.context import Context
+from lit_small_lm.context import Context, Kind
 from lit_small_lm.nn.neighbours import NeighbourSum
-from lit_small_lm.plugin import Linear, Mixer, Site, setting
+from lit_small_lm.plugin import EVERY_KIND, Linear, Mixer, Site, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShortConv(Mixer):
     """out(c * sum over left neighbours of (b * x)), with b, c and x projected from the input."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
 
     kernel: int = setting(3, low=1, unit="positions")
     """Taps, the position itself included."""

@@ -21,8 +21,10 @@ class NextToken(Objective):
 
     def query(self, batch: Batch, key: tuple[int, int]) -> Query:
         tokens, doc_ids = batch.tokens[:, :-1], batch.doc_ids[:, :-1]
-        weights = None if batch.loss_mask is None else batch.loss_mask.float()
-        return Query(tokens, Visibility.rows(tokens, doc_ids, self.kind), batch.tokens[:, 1:], weights)
+        visibility, targets = Visibility.rows(tokens, doc_ids, self.kind), batch.tokens[:, 1:]
+        if batch.loss_mask is None:
+            return Query(tokens, visibility, targets)
+        return Query(tokens, visibility, targets, batch.loss_mask.float(), batch.loss_mask.sum(1))
 
     def sampler(self) -> Sampler:
         return Autoregressive()

@@ -1,6 +1,6 @@
 """Left-to-right sampling with a key/value and convolution cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.keys import generator
-from lit_small_lm.plugin import Frame, Net, Sampler, setting
+from lit_small_lm.plugin import Frame, Net, Sampler, Specials, setting
 from lit_small_lm.samplers.logits import draw, probabilities
 
 
@@ -24,7 +24,7 @@ class Autoregressive(Sampler):
     """Only the likeliest tokens that together hold this mass may be drawn."""
 
     @torch.no_grad()
-    def frames(self, net: Net, prompt: Tensor, n: int, key: int, never: Sequence[int] = ()) -> Iterator[Frame]:
+    def frames(self, net: Net, prompt: Tensor, n: int, key: int, specials: Specials) -> Iterator[Frame]:
         """One frame a token. A row's draws depend on `key` and the row's index alone, not on the other rows."""
         tokens, cache = prompt, Cache(prompt.shape[1] + n)
         draws = [generator(key, "sample", row) for row in range(prompt.shape[0])]
@@ -32,7 +32,7 @@ class Autoregressive(Sampler):
         for step in range(n):
             seen = Visibility.rows(new, start=cache.length)
             logits = net(new, Context(seen, cache))[:, -1]  # (B, V)
-            probs = probabilities(logits, self.temperature, self.top_k, self.top_p, never)
+            probs = probabilities(logits, self.temperature, self.top_k, self.top_p, (specials.pad, specials.mask))
             uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in draws])
             new = draw(probs, uniform.to(probs.device)).unsqueeze(1)  # (B, 1)
             tokens = torch.cat([tokens, new], dim=1)

@@ -83,20 +83,26 @@ class LanguageModule(LightningModule, abc.ABC):
         if limit is not None and seq_len > limit:
             raise RequestError(f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions")
         torch.manual_seed(fold(self.seed, "init"))
-        self.net = Backbone(self.backbone, self.dims, self.encoder.vocab_size)
+        self.net = Backbone(self.backbone, self.dims, self.encoder.specials.vocab_size)
         if self.init_from is not None:
             self._take_weights(self.init_from)
         if self.compile_mode != "off":
             self.net.compile(mode=None if self.compile_mode == "default" else self.compile_mode)
 
     def _take_weights(self, path: Path) -> None:
+        checkpoint = read(path)
+        if record_of(checkpoint)["tokenizer"]["record"] != self.encoder.record():
+            raise RequestError(f"--init_from {path}: it was trained with another tokenizer")
         try:
-            self.net.load_state_dict(weights_of(read(path)))
+            self.net.load_state_dict(weights_of(checkpoint))
         except RuntimeError as error:
             lines = str(error).splitlines()
             raise RequestError(
                 f"--init_from {path}: {len(lines) - 1} tensors do not fit, first: {lines[1].strip()}"
             ) from None
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.trainer.precision != "16-mixed"  # a fused kernel unscales by itself, after clipping
@@ -114,20 +120,22 @@ class LanguageModule(LightningModule, abc.ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Randomness inside the network (dropout) is a function of seed, step, accumulated batch and process."""
         part = batch_idx % self.trainer.accumulate_grad_batches
+        if part == 0:
+            self.sums.clear()
         torch.manual_seed(fold(self.seed, "train", self.global_step, part, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query = self.objective.query(batch, (self.seed, self.global_step))
         ctx = Context(query.visibility, step=torch.tensor(self.global_step))
         nll = self.net(query.tokens, ctx, query.targets, query.scored)
-        nats, weight = weighted_sum(nll, query)
-        self.sums.add(nats, weight, query)
+        nats = weighted_sum(nll, query)
+        self.sums.add(nats, query, batch.tokens[:, 1:].numel())
         auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(()))
-        return nats / nll.numel() + auxiliary
+        return nats / query.tokens.numel() + auxiliary
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Where targets have weights, make the gradient that of the weighted mean over the whole global batch."""
-        if self.sums.weighted:
+        """Where rows stand for different numbers of tokens, make the gradient that of the mean over all of them."""
+        if self.sums.uneven:
             scale = self.sums.gradient_scale(self.trainer.strategy.reduce)
             torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], scale)
 
@@ -187,6 +195,7 @@ class LanguageModule(LightningModule, abc.ABC):
             tokenizer=data.tokenizer,
             encoder=data.encoder,
             step=self.global_step,
+            accumulate=self.trainer.accumulate_grad_batches,
             tokens=self.tokens_seen,
             seconds=self.seconds,
             config=self.config,
@@ -197,8 +206,11 @@ class LanguageModule(LightningModule, abc.ABC):
         self.tokens_seen, self.seconds = record["tokens"], record["seconds"]
         if record["tokenizer"]["record"] != self.encoder.record():
             raise RequestError(
-                "data.tokenizer: not the one the checkpoint was trained with; the text or tokenizer changed"
+                "data.tokenizer: not the checkpoint's; set data.encoder_record to that of the checkpoint"
             )
+        if self.trainer.state.fn == "fit":
+            accumulate = self.trainer.accumulate_grad_batches
+            count_batches_anew(checkpoint["loops"]["fit_loop"], record["accumulate"], accumulate)
 
 
 class AutoregressiveLM(LanguageModule):
@@ -213,7 +225,7 @@ class AutoregressiveLM(LanguageModule):
         super().__init__(backbone, shape, NextToken())
 
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
-        query = self.objective.query(batch, (self.seed, batch_idx))
+        query = self.objective.query(batch, (fold(self.seed, "evaluation"), 0))
         nll = self.net(query.tokens, Context(query.visibility), query.targets)
         self.metric.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
 
@@ -221,3 +233,12 @@ class AutoregressiveLM(LanguageModule):
 def counted(query: Query) -> Tensor:
     """(B, T) booleans: the positions of a query that count."""
     return torch.ones_like(query.targets, dtype=torch.bool) if query.weights is None else query.weights > 0
+
+
+def count_batches_anew(fit_loop: dict[str, Any], before: int, now: int) -> None:
+    """Make Lightning's counters of batches those of a run that accumulated `now` batches a step, not `before`."""
+    for counters in ("current", "total"):
+        progress = fit_loop["epoch_loop.batch_progress"][counters]
+        steps = progress["ready"] // before
+        for name in ("ready", "started", "processed", "completed"):
+            progress[name] += steps * (now - before)

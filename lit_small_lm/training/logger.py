@@ -70,7 +70,7 @@ class RunLogger(Logger):
         line["seconds"] = round(position.seconds, 3)
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
-        for key, value in metrics.items():
+        for key, value in {"tokens": position.tokens, **metrics}.items():
             self._events.add_scalar(key, value, position.step)
 
     @rank_zero_only

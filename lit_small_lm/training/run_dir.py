@@ -5,8 +5,10 @@ metrics.jsonl      one JSON object a line            tensorboard/       the same
 checkpoints/       step=00000040.ckpt and so on      tokenizer.json     the tokenizer in use
 """
 
+import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -19,14 +21,17 @@ import torch
 from lit_small_lm import __version__
 from lit_small_lm.discovery import origins
 
-PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "tensorboard", "jsonargparse", "tokenizers", "numpy")
+PACKAGES = ("torch", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "tokenizers", "numpy")
 
 
 def fresh(root: Path = Path("runs")) -> Path:
-    """A directory below `root` that does not exist yet, named after the time."""
+    """Make a directory below `root` that did not exist, named after the time."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = [stamp, *(f"{stamp}-{n}" for n in range(2, 1000))]
-    return next(root / name for name in names if not (root / name).exists())
+    for number in itertools.count(1):
+        folder = root / (stamp if number == 1 else f"{stamp}-{number}")
+        with contextlib.suppress(FileExistsError):  # another run of the same second
+            folder.mkdir(parents=True)
+            return folder
 
 
 def environment() -> dict[str, Any]:

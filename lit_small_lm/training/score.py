@@ -10,11 +10,9 @@ from torchmetrics import Metric
 from lit_small_lm.plugin import Query
 
 
-def weighted_sum(nll: Tensor, query: Query) -> tuple[Tensor, Tensor]:
-    """Sum of weighted nats, and the sum of weights, of a query's answer."""
-    if query.weights is None:
-        return nll.sum(), nll.new_tensor(float(nll.numel()))
-    return (nll * query.weights).sum(), query.weights.sum()
+def weighted_sum(nll: Tensor, query: Query) -> Tensor:
+    """The sum of a query's nats, each times its weight."""
+    return nll.sum() if query.weights is None else (nll * query.weights).sum()
 
 
 class DocumentNLL(Metric):
@@ -75,26 +73,24 @@ class StepSums:
         self.clear()
 
     def clear(self) -> None:
+        """Start a step."""
         self.nats: Tensor | None = None
-        self.weight: Tensor | None = None
+        self.count: Tensor | None = None
         self.positions = 0
-        self.weighted = False
+        self.tokens = 0
+        self.uneven = False
 
-    def add(self, nats: Tensor, weight: Tensor, query: Query) -> None:
-        """Add one batch: its weighted nats and the sum of its weights."""
-        nats, weight = nats.detach().double(), weight.detach().double()
+    def add(self, nats: Tensor, query: Query, tokens: int) -> None:
+        """Add one batch: its weighted nats, what they count for, and how many training tokens the batch has."""
+        positions, nats = query.tokens.numel(), nats.detach().double()
+        count = nats.new_tensor(float(positions)) if query.count is None else query.count.sum().double()
         self.nats = nats if self.nats is None else self.nats + nats
-        self.weight = weight if self.weight is None else self.weight + weight
-        self.positions += query.targets.numel()
-        self.weighted |= query.weights is not None
+        self.count = count if self.count is None else self.count + count
+        self.positions += positions
+        self.tokens += tokens
+        self.uneven |= query.count is not None
 
     def gradient_scale(self, reduce: Callable[..., Tensor]) -> Tensor:
-        """What turns the gradient of the mean over positions into that of the weighted mean, over all processes."""
-        totals = reduce(torch.stack([self.weight, self.weight.new_tensor(float(self.positions))]), reduce_op="sum")
-        return (totals[1] / totals[0].clamp(min=1e-12)).float()
-
-    def take(self) -> tuple[Tensor, Tensor, int]:
-        """Nats, weights and positions of the finished step; starts the next one."""
-        taken = self.nats, self.weight, self.positions
-        self.clear()
-        return taken
+        """What turns the gradient of the mean over positions into that of the mean over tokens, over all processes."""
+        totals = reduce(torch.stack([self.count, self.count.new_tensor(float(self.positions))]), reduce_op="sum")
+        return (totals[1] / totals[0].clamp(min=1)).float()

@@ -85,12 +85,15 @@ def test_test_scores_the_whole_split_and_writes_it_down(run, tiny_text, capsys):
     assert found["bits_per_byte_standard_error"] > 0
 
     model, nats = load(run), 0.0  # the same by hand: windows of 16 targets, documents apart
-    stream = [i for d in documents for i in (model.encoder.end, *model.encoder.encode([d.text])[0])] + [
-        model.encoder.end
-    ]
+    end = model.encoder.specials.end
+    stream = [i for d in documents for i in (end, *model.encoder.encode([d.text])[0])] + [end]
     for at in range(0, len(stream) - 1, 16):
         window = stream[at : at + 17]
-        starts = [0, *(i for i in range(1, len(window) - 1) if window[i] == model.encoder.end), len(window) - 1]
+        starts = [
+            0,
+            *(i for i in range(1, len(window) - 1) if window[i] == model.encoder.specials.end),
+            len(window) - 1,
+        ]
         for first, last in zip(starts, starts[1:], strict=False):
             logits = model.logits(torch.tensor([window[first:last]])).double()
             targets = torch.tensor([window[first + 1 : last + 1]])

@@ -114,8 +114,8 @@ class BrokenBound(NextToken):
 class BrokenCount(Sampler):
     """Counts one evaluation for two."""
 
-    def frames(self, net, prompt, n, key, never=()):
-        for frame in Autoregressive().frames(net, prompt, n, key, never):
+    def frames(self, net, prompt, n, key, specials):
+        for frame in Autoregressive().frames(net, prompt, n, key, specials):
             yield Frame(frame.tokens, (frame.nfe + 1) // 2)
 
 
@@ -123,17 +123,16 @@ class BrokenCount(Sampler):
 class BrokenKey(Sampler):
     """Does not use the key."""
 
-    def frames(self, net, prompt, n, key, never=()):
-        yield from Autoregressive().frames(net, prompt, n, random.randrange(1 << 30), never)
+    def frames(self, net, prompt, n, key, specials):
+        yield from Autoregressive().frames(net, prompt, n, random.randrange(1 << 30), specials)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenNever(Sampler):
     """Draws what must not be drawn."""
 
-    def frames(self, net, prompt, n, key, never=()):
-        everything_but_one = [i for i in range(16) if i != 1]
-        yield from Autoregressive().frames(net, prompt, n, key, everything_but_one)
+    def frames(self, net, prompt, n, key, specials):
+        yield from Autoregressive().frames(net, prompt, n, key, specials._replace(pad=15, mask=14))
 
 
 # ------------------------------------------------------------------------------------------ optimizers, tokens, sources
@@ -208,7 +207,7 @@ class BrokenOrder(Source):
         (BrokenBound(), "can be trained on"),
         (BrokenCount(), "extends the prompt and counts: 1 evaluations counted, 2 made"),
         (BrokenKey(), "draws the same text from the same key"),
-        (BrokenNever(), "extends the prompt and counts: ids in `never`"),
+        (BrokenNever(), "extends the prompt and counts: padding or mask"),
         (BrokenScale(), "steps every parameter once: a group carries no lr_scale"),
         (BrokenSkips(), "steps every parameter once: parameters are missing"),
         (BrokenTokenizer(), "turns text to ids and back"),

@@ -18,8 +18,8 @@ def test_the_store_holds_every_document_between_end_tokens(tiny_text, tmp_path):
         ends = [*found.starts[1:], len(found.tokens) - 1]
         texts = [store.encoder.decode(found.tokens[a:b].tolist()) for a, b in zip(found.starts, ends, strict=True)]
         assert texts == [document.text for document in documents]
-        assert (found.tokens[found.starts] == store.encoder.end).all()
-        assert found.tokens[-1] == store.encoder.end
+        assert (found.tokens[found.starts] == store.encoder.specials.end).all()
+        assert found.tokens[-1] == store.encoder.specials.end
 
 
 def test_the_same_content_is_tokenised_once_and_another_tokenizer_again(tiny_text, tmp_path):

@@ -7,15 +7,17 @@ import torch
 from lit_small_lm.data.packing import BatchLoader, EvalPlan, Rows, TrainPlan, Wanted
 from lit_small_lm.data.store import SplitTokens
 from lit_small_lm.errors import RequestError
+from lit_small_lm.plugin import Specials
 
 END, PAD = 0, 1
+SPECIALS = Specials(vocab_size=40, end=END, pad=PAD, mask=2)
 STARTS = np.array([0, 5, 6, 14])
 TOKENS = np.array([END, 11, 12, 13, 14, END, END, 21, 22, 23, 24, 25, 26, 27, END, 31, 32, END], dtype=np.uint16)
 SPLIT = SplitTokens(TOKENS, STARTS)
 
 
 def test_evaluation_rows_hold_every_target_once():
-    rows = Rows(SPLIT, 5, PAD, whole=False)
+    rows = Rows(SPLIT, 5, SPECIALS, whole=False)
     batch = rows.__getitems__([Wanted(i, i) for i in range(len(rows))])
     targets = batch.tokens[:, 1:][batch.loss_mask]
     assert targets.tolist() == TOKENS[1:].tolist()
@@ -25,7 +27,7 @@ def test_evaluation_rows_hold_every_target_once():
 
 
 def test_training_rows_are_whole_and_need_no_mask():
-    rows = Rows(SPLIT, 5, PAD, whole=True)
+    rows = Rows(SPLIT, 5, SPECIALS, whole=True)
     batch = rows.__getitems__([Wanted(i, i) for i in range(len(rows))])
     assert len(rows) == 3
     assert batch.loss_mask is None
@@ -33,7 +35,7 @@ def test_training_rows_are_whole_and_need_no_mask():
 
 
 def test_a_padding_row_counts_nothing():
-    batch = Rows(SPLIT, 5, PAD, whole=False).__getitems__([Wanted(-1, 0)])
+    batch = Rows(SPLIT, 5, SPECIALS, whole=False).__getitems__([Wanted(-1, 0)])
     assert not batch.loss_mask.any()
     assert (batch.doc_ids == -1).all()
 
@@ -88,7 +90,7 @@ def test_evaluation_deals_every_row_to_one_process(world_size):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_from_its_state(workers):
     plan = TrainPlan(3, 0, 1, 1, 0, 1, steps=6)
-    rows = Rows(SPLIT, 5, PAD, whole=True)
+    rows = Rows(SPLIT, 5, SPECIALS, whole=True)
     whole = [batch.sample_ids.tolist() for batch in BatchLoader(rows, plan, workers)]
     loader = BatchLoader(rows, plan, workers)
     iterator = iter(loader)
@@ -101,6 +103,6 @@ def test_a_loader_goes_on_from_its_state(workers):
 
 
 def test_batches_move_as_one():
-    batch = Rows(SPLIT, 5, PAD, whole=True).__getitems__([Wanted(0, 0)]).to("cpu", non_blocking=True)
+    batch = Rows(SPLIT, 5, SPECIALS, whole=True).__getitems__([Wanted(0, 0)]).to("cpu", non_blocking=True)
     assert batch.loss_mask is None
     assert isinstance(batch.tokens, torch.Tensor)

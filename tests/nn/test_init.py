@@ -50,9 +50,10 @@ def test_biases_start_at_zero_and_gains_at_one():
 
 
 def test_a_scheme_may_scale_its_branches_outputs(monkeypatch):
-    monkeypatch.setattr(
-        NormScheme, "branch_init", lambda self, site: 1 / (site.layer + 1) if site.place == "ffn" else 3.0
-    )
+    def branch_init(self, site, role):
+        return {"down": 1 / (site.layer + 1), "out": 3.0}.get(role, 1.0)
+
+    monkeypatch.setattr(NormScheme, "branch_init", branch_init)
     torch.manual_seed(0)
     net = Backbone(BackboneSpec(), DIMS, 50)
     for index, layer in enumerate(net.layers):
@@ -64,7 +65,7 @@ def test_a_scheme_may_scale_its_branches_outputs(monkeypatch):
 def test_decay_spares_norms_biases_and_embeddings():
     init = NormalInit()
     assert [
-        role for role in ("embedding", "positions", "norm", "bias", "qkv", "head", "other") if init.decays(role)
+        role for role in ("embedding", "positions", "norm", "bias", "qkv", "head", "other") if init.decays(role, DIMS)
     ] == [
         "qkv",
         "head",

@@ -8,16 +8,18 @@ import torch
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Context
 from lit_small_lm.objectives.next_token import NextToken
-from lit_small_lm.plugin import Batch
+from lit_small_lm.plugin import Batch, Specials
 from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.shapes import FixedShape
+
+SPECIALS = Specials(vocab_size=50, end=0, pad=1, mask=2)
 
 TOKENS = torch.tensor([[0, 5, 6, 0, 7, 8, 9, 0]])  # 0 begins a document
 DOCS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2]])
 
 
 def batch(loss_mask=None):
-    return Batch(TOKENS, DOCS, loss_mask, torch.tensor([0]), torch.tensor([0]))
+    return Batch(TOKENS, DOCS, loss_mask, torch.tensor([0]), torch.tensor([0]), SPECIALS)
 
 
 def test_targets_are_the_tokens_shifted_by_one():
@@ -37,7 +39,9 @@ def test_positions_and_documents_are_those_of_the_inputs():
 
 def test_the_loss_mask_becomes_weights():
     mask = torch.tensor([[True, False, True, True, True, True, False]])
-    assert NextToken().query(batch(mask), (0, 0)).weights.tolist() == [[1, 0, 1, 1, 1, 1, 0]]
+    query = NextToken().query(batch(mask), (0, 0))
+    assert query.weights.tolist() == [[1, 0, 1, 1, 1, 1, 0]]
+    assert query.count.tolist() == [5]
 
 
 def test_there_is_no_noise():
@@ -57,7 +61,9 @@ def test_losses_of_a_packed_row_are_those_of_its_documents_alone():
     packed = NextToken().query(batch(), (0, 0))
     nll = net(packed.tokens, Context(packed.visibility), packed.targets)
     for start, end in ((0, 3), (3, 7)):
-        alone = Batch(TOKENS[:, start : end + 1], DOCS[:, start : end + 1], None, torch.tensor([0]), torch.tensor([0]))
+        alone = Batch(
+            TOKENS[:, start : end + 1], DOCS[:, start : end + 1], None, torch.tensor([0]), torch.tensor([0]), SPECIALS
+        )
         query = NextToken().query(alone, (0, 0))
         wanted = net(query.tokens, Context(query.visibility), query.targets)
         torch.testing.assert_close(nll[:, start:end], wanted, rtol=1e-10, atol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, load, newest, step_of
-from lit_small_lm.cli.report import script
+from lit_small_lm.cli.run_options import script
 from lit_small_lm.errors import RunError
 
 pytestmark = pytest.mark.slow

@@ -64,11 +64,12 @@ def test_weights_are_averaged_over_accumulated_batches():
     inputs, weights = torch.randn(4, 3, 6), torch.randint(0, 3, (4, 3)).float()
     sums = StepSums()
     for x, w in zip(inputs, weights, strict=True):  # four accumulated batches, as Lightning divides them
-        query = Query(torch.zeros(1, 3), Visibility.rows(torch.zeros(1, 3)), torch.zeros(1, 3), w[None])
+        row = torch.zeros(1, 3)
+        query = Query(row, Visibility.rows(row), row, weights=w[None], count=w.sum()[None])
         nll = (x @ parameter)[None]
-        nats, weight = weighted_sum(nll, query)
-        sums.add(nats, weight, query)
-        (nats / nll.numel() / 4).backward()
+        nats = weighted_sum(nll, query)
+        sums.add(nats, query, tokens=3)
+        (nats / row.numel() / 4).backward()
     found = parameter.grad * sums.gradient_scale(lambda value, reduce_op: value)
     parameter.grad = None
     ((inputs @ parameter) * weights).sum().div(weights.sum()).backward()

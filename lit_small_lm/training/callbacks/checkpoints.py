@@ -16,7 +16,7 @@ from lit_small_lm.training.callbacks.wsd import WSDSchedule
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM stopped the run, after a checkpoint of the last finished step was written."""
+    """SIGINT, SIGTERM or SIGHUP stopped the run, after a checkpoint of the last finished step was written."""
 
     def __init__(self, number: int, step: int, run_dir: Path | None) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
@@ -24,7 +24,7 @@ class Interrupted(BaseException):
 
 
 class Checkpoints(Callback):
-    """Writes a checkpoint every n steps, at the end of training, and when SIGINT or SIGTERM asks to stop.
+    """Writes a checkpoint every n steps, at the end of training, and when a signal asks to stop.
 
     Kept are the newest ones and the last one before the learning rate decays, from which other decays can branch.
 
@@ -49,12 +49,12 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._signal = trainer.global_step, 0
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -38,7 +38,9 @@ class RunFiles(Callback):
         if config.exists() and config.read_text() != self.config:
             config.rename(self.folder / f"config-until-step-{self.start_step}.yaml")
         config.write_text(self.config)
-        write_json(self.folder / "environment.json", environment())
+        first = not (self.folder / "environment.json").exists() or not self.start_step
+        name = "environment.json" if first else f"environment-from-step-{self.start_step}.json"
+        write_json(self.folder / name, environment())
         write_json(self.folder / "tokenizer.json", pl_module.encoder.record())
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):

@@ -5,6 +5,7 @@ a checkpoint is written: a line for every step, without a synchronisation for ev
 """
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from lit_small_lm.errors import RunError
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import Position, RunLogger
 
@@ -22,7 +24,7 @@ class _Step:
     lr: float
     tokens_per_second: float
     values: Tensor
-    """(3,) nats, weights of this process, gradient norm."""
+    """(3,) nats and token count of this process, gradient norm."""
 
 
 class StepMetrics(Callback):
@@ -45,14 +47,14 @@ class StepMetrics(Callback):
             return
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
-        nats, weight, positions = pl_module.sums.take()
-        tokens = positions * trainer.world_size
+        nats, count = pl_module.sums.nats, pl_module.sums.count
+        tokens = pl_module.sums.tokens * trainer.world_size
         pl_module.tokens_seen += tokens
         pl_module.seconds += elapsed
         norm = pl_module.grad_norm if pl_module.grad_norm is not None else nats.new_tensor(float("nan"))
         position = Position(trainer.global_step, pl_module.tokens_seen, pl_module.seconds)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._waiting.append(_Step(position, lr, tokens / elapsed, torch.stack([nats, weight, norm.double()])))
+        self._waiting.append(_Step(position, lr, tokens / elapsed, torch.stack([nats, count, norm.double()])))
         self._move(trainer, position)
         due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1
         if due or trainer.global_step >= trainer.max_steps:
@@ -74,9 +76,9 @@ class StepMetrics(Callback):
         steps, self._waiting = self._waiting, []
         values = torch.stack([step.values for step in steps])  # (steps, 3)
         sums = trainer.strategy.reduce(values[:, :2].clone(), reduce_op="sum").tolist()
-        for step, (nats, weight), norm in zip(steps, sums, values[:, 2].tolist(), strict=True):
+        for step, (nats, count), norm in zip(steps, sums, values[:, 2].tolist(), strict=True):
             self.latest = {
-                "train/loss": nats / weight,
+                "train/loss": nats / count,
                 "train/lr": step.lr,
                 "train/grad_norm": norm,
                 "train/tokens_per_second": round(step.tokens_per_second, 1),
@@ -86,6 +88,19 @@ class StepMetrics(Callback):
                     logger.write(step.position, self.latest)
                 else:
                     logger.log_metrics(self.latest, step.position.step)
+            self._refuse_divergence(trainer, step.position.step)
+
+    def _refuse_divergence(self, trainer: Trainer, step: int) -> None:
+        """End a run whose loss or gradient is not finite, before a checkpoint of it is written.
+
+        Under fp16 a gradient may overflow: the step is then skipped and the scale lowered.
+        """
+        loss, norm = self.latest["train/loss"], self.latest["train/grad_norm"]
+        if not math.isfinite(loss) or not (math.isfinite(norm) or trainer.precision == "16-mixed"):
+            raise RunError(
+                f"step {step}: train/loss {loss}, train/grad_norm {norm}: training diverged; checkpoints from before "
+                "are intact; a lower optim.lr or a longer schedule.warmup may help"
+            )
 
     def _move(self, trainer: Trainer, position: Position) -> None:
         for logger in trainer.loggers:
