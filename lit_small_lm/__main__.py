@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 
 from lit_small_lm import __version__
 from lit_small_lm.errors import RequestError, RunError, nearest, request_lines, shown
@@ -63,6 +64,7 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise RequestError(f"{shown(argv[0])!r} is not a command; known: {known}{nearest(argv[0], COMMANDS)}")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     module, _ = COMMANDS[argv[0]]
     return importlib.import_module(module).run(argv[0], argv[1:])
 

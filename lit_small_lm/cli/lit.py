@@ -1,6 +1,7 @@
 """`lit-small-lm fit | validate | test`: LightningCLI with families, shapes and plug-ins by short name."""
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -187,8 +188,8 @@ class LitCLI(LightningCLI):
                 raise RequestError("trainer.max_steps, trainer.limit_train_batches: 0; allowed: at least 1")
             if trainer.max_steps == -1 and trainer.max_epochs is None:
                 raise RequestError("trainer.max_steps: not given; a run needs trainer.max_steps or trainer.max_epochs")
-            self.config_text = self._parser("fit").dump(config, skip_unset=False)
-            self._report_changes()
+        self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
+        self._report_changes()
 
     def _report_changes(self) -> None:
         """Say what a resume or branch changes; what defines the model cannot change."""
@@ -200,7 +201,8 @@ class LitCLI(LightningCLI):
                     f"{key}: {after!r}, but the checkpoint has {before!r}; use --init_from to take its weights only"
                 )
             report.say(f"changed: {key}: {before!r} -> {after!r}")
-        self._refuse_finished(yaml.safe_load(self.start.config), yaml.safe_load(self.config_text))
+        if self.subcommand == "fit":
+            self._refuse_finished(yaml.safe_load(self.start.config), yaml.safe_load(self.config_text))
 
     def _refuse_finished(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         step, old, new = self.start.step, before["trainer"]["max_steps"], after["trainer"]["max_steps"]
@@ -253,7 +255,12 @@ class LitCLI(LightningCLI):
     def fit(self, model: LanguageModule, **kwargs: Any) -> None:
         """Train, then show what came of it."""
         checkpoint = str(self.start.checkpoint) if self.start.checkpoint else None
-        self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            self.datamodule.prepare_data()  # text that cannot be read is found before other processes start
+        try:
+            self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except MisconfigurationException as error:
+            raise RequestError(f"trainer: {' '.join(str(error).split())}") from error
         if self.trainer.is_global_zero:
             report.finish(self.files.folder, self.trainer, model, self.options.plugins)
 
@@ -286,7 +293,7 @@ class LitCLI(LightningCLI):
         }
         if self.trainer.is_global_zero:
             report.say(report.score_line(record))
-        return record
+        return {key: None if value != value else value for key, value in record.items()}  # NaN is no JSON
 
 
 def request_error_behind(error: BaseException) -> BaseException:

@@ -63,7 +63,8 @@ def check_request(
     if base:
         walk.base(base)
     walk.options(argv)
-    if not walk.report.faults:
+    asks_for_help = any(word.split("=")[0].endswith(".help") for word in walk.passed)
+    if not walk.report.faults and not asks_for_help:
         walk.missing()
     walk.report.finish()
     tree = walk.root.tree()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 from lit_small_lm.data.packing import BatchLoader, EvalPlan, Rows, TrainPlan
@@ -10,7 +11,7 @@ from lit_small_lm.data.sources import TextFiles
 from lit_small_lm.data.store import SplitTokens, TokenStore, default_cache, prepare
 from lit_small_lm.data.tokenizer import BPE
 from lit_small_lm.errors import RequestError
-from lit_small_lm.plugin import Encoder, Source, Split, Tokenizer
+from lit_small_lm.plugin import Batch, Encoder, Source, Split, Tokenizer
 from lit_small_lm.spec import check_settings
 
 
@@ -78,6 +79,9 @@ class TokenData(LightningDataModule):
                 f"data: {found} training tokens; one batch of data.batch_size {needed} x data.seq_len {self.seq_len} "
                 f"needs {wanted}"
             )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
 
     @property
     def store(self) -> TokenStore:

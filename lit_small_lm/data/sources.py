@@ -5,6 +5,7 @@ Where that leaves one of them empty (one file, or a handful), the held-out parts
 """
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,11 +83,12 @@ def files_of(path: str | None) -> Iterator[tuple[str, Path]]:
         raise RequestError(f"data.source.path: {shown(str(path))} does not exist (looked for {root.absolute()})")
     suffixes, left_out = (SUFFIXES, frozenset()) if path else (frozenset({".py"}), LEFT_OUT)
     found = {}
-    for file in root.rglob("*"):
-        parts = file.relative_to(root).parts
-        hidden = any(part.startswith((".", "__pycache__")) or part in left_out for part in parts)
-        if file.suffix.lower() in suffixes and not hidden and file.is_file():
-            found["/".join(parts)] = file
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__")) and name not in left_out]
+        for name in files:
+            file = Path(folder, name)
+            if file.suffix.lower() in suffixes and not name.startswith(".") and file.is_file():
+                found[file.relative_to(root).as_posix()] = file
     yield from sorted(found.items())
 
 

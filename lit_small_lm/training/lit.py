@@ -5,6 +5,7 @@ fresh start, compilation) is an attribute, set by the command line or by you bef
 """
 
 import abc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,6 @@ class LanguageModule(LightningModule, abc.ABC):
                 f"--init_from {path}: {len(lines) - 1} tensors do not fit, first: {lines[1].strip()}"
             ) from None
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device, non_blocking=True)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.trainer.precision != "16-mixed"  # a fused kernel unscales by itself, after clipping
         optimizer = self.optim.build(list(self.net.named_roles()), fused)
@@ -199,6 +197,7 @@ class LanguageModule(LightningModule, abc.ABC):
             tokens=self.tokens_seen,
             seconds=self.seconds,
             config=self.config,
+            corpus=data.source.fingerprint(),
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -208,7 +207,15 @@ class LanguageModule(LightningModule, abc.ABC):
             raise RequestError(
                 "data.tokenizer: not the checkpoint's; set data.encoder_record to that of the checkpoint"
             )
+        if record["corpus"] != self.trainer.datamodule.source.fingerprint():
+            warnings.warn(
+                "data.source: the text, and what of it is held out, is not that of the checkpoint", stacklevel=2
+            )
         if self.trainer.state.fn == "fit":
+            if record["step"] >= self.trainer.max_steps:
+                raise RequestError(
+                    f"trainer: the run is finished, at step {record['step']} of {self.trainer.max_steps}"
+                )
             accumulate = self.trainer.accumulate_grad_batches
             count_batches_anew(checkpoint["loops"]["fit_loop"], record["accumulate"], accumulate)
 

@@ -239,3 +239,44 @@ def test_a_config_imports_nothing(tmp_path, tiny_text, cli):
     assert done.rc == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "it_ran").exists()
+
+
+def test_a_broken_plugin_package_and_a_name_used_in_two_kinds_hurt_nobody(tmp_path, cli, run):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "__init__.py").write_text("import sys\nsys.exit(3)")
+    (tmp_path / "noise.py").write_text(
+        "from dataclasses import dataclass\nfrom lit_small_lm.plugin import Noise\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Bytes(Noise):\n    def alpha(self, t): return 1 - t\n"
+        "    def weight(self, t): return t\n"
+    )
+    done = cli("generate", run, "--plugins", tmp_path, "--max_new_tokens", "2")
+    assert done.rc == 0, done.stderr
+    assert "warning: plug-in" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", "file", "file/below", "foreign"])
+def test_a_directory_that_cannot_be_used_is_refused(name, tmp_path, tiny_text, capsys):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.yaml").write_text("mine: true")
+    folder = str(tmp_path / name) if name else ""
+    assert main(["fit", *TINY, "--data.source.path", str(tiny_text), "--run_dir", folder]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --run_dir: ")
+    assert (tmp_path / "foreign" / "config.yaml").read_text() == "mine: true"
+
+
+def test_few_positions_do_not_spoil_a_finished_run(tmp_path, tiny_text):
+    few = ["--model.backbone.positions", "Learned", "--model.backbone.positions.length", "16"]
+    assert main(["fit", *TINY, *few, "--data.source.path", str(tiny_text), "--run_dir", str(tmp_path / "run")]) == 0
+
+
+def test_lightnings_logger_may_be_switched_off(tmp_path, tiny_text):
+    argv = ["fit", *TINY, "--trainer.logger", "false", "--data.source.path", str(tiny_text)]
+    assert main([*argv, "--run_dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_help_of_a_slot_needs_nothing_else(cli):
+    done = cli("fit", "--optim.help", "AdamW")
+    assert done.rc == 0
+    assert "weight_decay" in done.stdout

@@ -164,3 +164,55 @@ def test_a_longer_run_after_the_decay_is_refused_and_says_how(tmp_path, tiny, ca
     last = capsys.readouterr().err.splitlines()[-1]
     assert "decays from step 10 on" in last
     assert "--branch_from" in last
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (4, 2)])
+def test_accumulation_may_change_on_a_resume(before, after, tmp_path, tiny, lines, monkeypatch, crash_after):
+    argv = ["fit", *tiny, "--trainer.accumulate_grad_batches", str(before)]
+    assert main([*argv, "--run_dir", str(tmp_path / "whole")]) == 0
+    crash_after(7)
+    with pytest.raises(Crash):
+        main([*argv, "--run_dir", str(tmp_path / "killed")])
+    monkeypatch.undo()
+    changed = ["--trainer.accumulate_grad_batches", str(after)]
+    assert main(["fit", "--run_dir", str(tmp_path / "killed"), "--resume", *changed]) == 0
+    whole, resumed = lines(tmp_path / "whole"), lines(tmp_path / "killed")
+    assert resumed.pairs("tokens") == whole.pairs("tokens")
+    wanted = [(step, pytest.approx(loss, rel=1e-5)) for step, loss in whole.pairs("train/loss")]
+    assert resumed.pairs("train/loss") == wanted
+
+
+def test_weights_go_on_with_their_own_tokenizer_on_other_text(tmp_path, tiny, capsys):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("one two three four five six seven eight nine ten\n" * 60)
+    second.write_text("uno dos tres cuatro cinco seis siete ocho nueve diez\n" * 60)
+    bpe = ["--data.tokenizer", "BPE", "--data.tokenizer.vocab_size", "280", "--trainer.max_steps", "3"]
+    argv = ["fit", *tiny, *bpe, "--data.source.path"]
+    assert main([*argv, str(first), "--run_dir", str(tmp_path / "a")]) == 0
+    last = checkpoints_in(tmp_path / "a")[0]
+    assert main([*argv, str(second), "--init_from", str(last), "--run_dir", str(tmp_path / "b")]) == 0
+    tokenizers = [read(checkpoints_in(tmp_path / name)[0])["lit_small_lm"]["tokenizer"] for name in "ab"]
+    assert tokenizers[0] == tokenizers[1]
+    assert main(["test", "--run_dir", str(tmp_path / "a"), "--data.source.path", str(second)]) == 0
+    longer = ["--trainer.max_steps", "5", "--schedule.decay", "0", "--data.source.path", str(second)]
+    assert main(["fit", "--branch_from", str(last), "--run_dir", str(tmp_path / "c"), *longer]) in (0, 2)
+
+
+def test_a_run_given_in_epochs_ends_and_stays_ended(tmp_path, tiny, lines, capsys):
+    text = tmp_path / "small.txt"
+    text.write_text("a few words and then some more of them " * 10)  # 5 steps are an epoch
+    argv = ["fit", *tiny, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]
+    assert main([*argv, "--trainer.max_epochs", "2"]) == 0  # beside max_steps 12: the first one reached ends the run
+    assert lines(tmp_path / "run").pairs("train/loss")[-1][0] == 10
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume"]) == 2
+    assert "finished" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, tiny, capsys):
+    argv = ["fit", *tiny, "--trainer.max_steps", "60", "--checkpoints.every_n_steps", "2", "--schedule.warmup", "0"]
+    assert main([*argv, "--optim.lr", "1e30", "--run_dir", str(tmp_path / "run")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: step ")
+    assert "training diverged" in last
+    for file in checkpoints_in(tmp_path / "run"):
+        assert all(tensor.isfinite().all() for tensor in read(file)["state_dict"].values())
