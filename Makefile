@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
 
-bench: $(INSTALLED)
+bench: $(INSTALLED_DEV)
 	@for file in benchmarks/*.py; do $(BIN)/python "$$file" $(ARGS) || exit 1; done
 
 lint: $(INSTALLED_DEV)
