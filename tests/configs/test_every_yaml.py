@@ -53,3 +53,11 @@ def test_every_shape_goes_with_every_family(family, shape):
 @pytest.mark.parametrize("config", RUNS, ids=lambda path: path.stem)
 def test_run_trains_for_two_steps(config, tmp_path, tiny_text):
     assert fit(["-c", str(config)], tiny_text, tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("config", RUNS, ids=lambda path: path.stem)
+def test_a_run_opens_with_command_time_and_result(config):
+    header = [line for line in config.read_text().splitlines() if line.startswith("# ")]
+    for field in ("command:", "time:", "result:"):
+        (line,) = [line for line in header if field in line]
+        assert field == "command:" or any(letter.isdigit() for letter in line)
