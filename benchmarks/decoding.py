@@ -1,20 +1,24 @@
 """Tokens per second of generation with the key/value and convolution cache, against the full pass for every token.
 
-python benchmarks/decoding.py        one JSON line: seconds of both, and their ratio, of one run on this machine
+python benchmarks/decoding.py [--quick]    one JSON line: seconds of both and their ratio, on this machine
 """
 
 import json
 import platform
+import sys
 import time
 
 import torch
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Context, Visibility
+from lit_small_lm.plugin import Specials
 from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.shapes import FixedShape
 
-PROMPT, NEW, ROUNDS = 32, 100, 5
+PROMPT = 32
+NEW, ROUNDS = (4, 1) if "--quick" in sys.argv else (100, 5)
+SPECIALS = Specials(vocab_size=4096, end=0, pad=1, mask=2)
 
 
 @torch.no_grad()
@@ -22,13 +26,14 @@ def uncached(net: Backbone, prompt: torch.Tensor) -> torch.Tensor:
     """Greedy decoding that computes every earlier position again for each token."""
     for _ in range(NEW):
         logits = net(prompt, Context(Visibility.rows(prompt)))[:, -1]
+        logits[:, [SPECIALS.pad, SPECIALS.mask]] = -torch.inf
         prompt = torch.cat([prompt, logits.argmax(-1, keepdim=True)], dim=1)
     return prompt
 
 
 def cached(net: Backbone, prompt: torch.Tensor) -> torch.Tensor:
     """The sampler's own decoding, greedy."""
-    return list(Autoregressive(temperature=0).frames(net, prompt, NEW, key=0))[-1].tokens
+    return list(Autoregressive(temperature=0).frames(net, prompt, NEW, 0, SPECIALS))[-1].tokens
 
 
 def seconds(decode, net: Backbone, prompt: torch.Tensor) -> float:

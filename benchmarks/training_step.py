@@ -1,6 +1,6 @@
 """Training tokens per second against transformers' Llama of the same shape, side by side in one run.
 
-    python benchmarks/training_step.py [--compile]        one JSON line; needs the extra [hf]
+    python benchmarks/training_step.py [--compile] [--quick]    one JSON line; needs the extra [hf]
 
 Both take the same optimizer (fused AdamW), batches and loss; ours also isolates packed documents in a second variant.
 """
@@ -17,7 +17,8 @@ from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.shapes import FixedShape
 
-VOCAB, B, T, STEPS, ROUNDS = 4096, 8, 256, 3, 3
+VOCAB = 4096
+B, T, STEPS, ROUNDS = (1, 8, 1, 1) if "--quick" in sys.argv else (8, 256, 3, 3)
 
 
 def ours(device: str, documents: bool):
@@ -44,7 +45,12 @@ def theirs(device: str):
     net = LlamaForCausalLM(config).to(device)
     if "--compile" in sys.argv:
         net.compile()
-    return net, lambda tokens: net(input_ids=tokens[:, :-1], labels=tokens[:, :-1], shift_labels=tokens[:, 1:]).loss
+    return (
+        net,
+        lambda tokens: (
+            net(input_ids=tokens[:, :-1], labels=tokens[:, :-1], shift_labels=tokens[:, 1:].contiguous()).loss
+        ),
+    )
 
 
 def rate(net: torch.nn.Module, loss, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> float:
