@@ -1,6 +1,8 @@
 """Tokens per second of generation with the key/value and convolution cache, against the full pass for every token.
 
-python benchmarks/decoding.py [--quick]    one JSON line: seconds of both and their ratio, on this machine
+    python benchmarks/decoding.py [--quick]
+
+prints one JSON line: seconds of both, and their ratio, on this machine.
 """
 
 import json
