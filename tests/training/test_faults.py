@@ -41,7 +41,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, tiny, lines):
         assert whole.pairs(key) == resumed.pairs(key)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_the_last_finished_step(number, tmp_path, tiny):
     argv = ["fit", *tiny, "--trainer.max_steps", "100000", "--checkpoints.every_n_steps", "50"]
     process = start(argv, tmp_path / "run")
