@@ -59,7 +59,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def specs_of_this_file(request):
     """A Spec class that a test file defines is known to that file alone, and no other test's list of names holds it."""
-    found = spec._final_classes
+    found = spec.final_classes
 
     def without_those_of_other_files(kind):
         for cls in found(kind):
@@ -67,5 +67,5 @@ def specs_of_this_file(request):
                 yield cls
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spec, "_final_classes", without_those_of_other_files)
+        patch.setattr(spec, "final_classes", without_those_of_other_files)
         yield

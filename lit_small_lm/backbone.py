@@ -1,7 +1,6 @@
 """The backbone: a stack of layers that is told who may look at whom. The whole forward pass is on this screen."""
 
 import dataclasses
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_small_lm.context import Context, Kind
-from lit_small_lm.errors import RequestError, not_known, shown
+from lit_small_lm.errors import RequestError, not_known, shown, warn_or_refuse
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.head import token_nll
@@ -94,9 +93,7 @@ class BackboneSpec(Spec):
         for concern in self.norm.conflicts:
             if concern.about == type(self.init).__name__:
                 text = f"backbone.norm {type(self.norm).__name__} with backbone.init {concern.about}: {concern.why}"
-                if concern.level == "error":
-                    raise RequestError(text)
-                warnings.warn(text, stacklevel=2)
+                warn_or_refuse(text, concern.level)
 
 
 class Layer(nn.Module):

@@ -20,7 +20,7 @@ from lit_small_lm.context import Context, Visibility
 from lit_small_lm.discovery import describe, discover
 from lit_small_lm.errors import RequestError, RunError, shown
 from lit_small_lm.plugin import Encoder, Objective, Sampler, Shape, Spec, Tokenizer
-from lit_small_lm.spec import class_path
+from lit_small_lm.spec import class_path, final_classes
 
 FORMAT = 1
 RECORD = "lit_small_lm"
@@ -86,10 +86,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The record of a checkpoint, brought to the present format.
+    """The record of a checkpoint.
 
     Raises:
         RequestError: it has none, or a later version of the package wrote it.
+        RunError: it is damaged.
     """
     record = checkpoint.get(RECORD) if isinstance(checkpoint, dict) else None
     if record is None:
@@ -216,18 +217,12 @@ def encoder_of(record: dict[str, Any]) -> Encoder:
 
 def need_plugins(record: dict[str, Any]) -> None:
     """Raise RequestError naming a plug-in that a checkpoint was built with and that is not known."""
-    paths = {class_path(cls) for cls in _subclasses(Spec)}
+    paths = {class_path(cls) for cls in final_classes(Spec)}
     for plugin in record["plugins"]:
         if plugin["class_path"] not in paths:
             raise RequestError(
                 f"checkpoint: it needs plug-in {plugin['name']} ({plugin['source']}); name it with --plugins"
             )
-
-
-def _subclasses(cls: type[Spec]) -> Iterator[type[Spec]]:
-    for child in cls.__subclasses__():
-        yield child
-        yield from _subclasses(child)
 
 
 def _walk(spec: Spec) -> Iterator[Spec]:

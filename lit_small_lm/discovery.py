@@ -28,7 +28,7 @@ BUILT_IN = ("backbone", "shapes", "nn", "objectives", "samplers", "data.sources"
 
 
 class PluginWarning(UserWarning):
-    """A plug-in could not be loaded, or two paths hold one name."""
+    """A plug-in could not be loaded."""
 
 
 @dataclasses.dataclass(frozen=True)

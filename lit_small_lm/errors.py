@@ -5,6 +5,7 @@ request that failed while it ran). Their text is one line: what was asked for, t
 """
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 WIDTH = 300
@@ -20,16 +21,23 @@ class RunError(RuntimeError):
     """A fair request failed while it ran; what was saved before stays usable."""
 
 
+def warn_or_refuse(text: str, level: str) -> None:
+    """Warn of something that does not go well; at level "error" raise RequestError."""
+    if level == "error":
+        raise RequestError(text)
+    warnings.warn(text, stacklevel=3)
+
+
 def shown(value: object) -> str:
     """`value` as text that is safe on one terminal line: control characters escaped, at most 120 characters."""
     return _cut(_escaped(value if isinstance(value, str) else repr(value)), 120)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], prefix: str = "", suffix: str = "") -> str:
     """`'; did you mean X?'` for the closest of `known`, or nothing when none is close."""
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
-    return f"; did you mean {lowered[close[0]]}?" if close else ""
+    return f"; did you mean {prefix}{lowered[close[0]]}{suffix}?" if close else ""
 
 
 def not_known(where: str, name: str, known: Iterable[str], what: str = "") -> RequestError:

@@ -130,6 +130,14 @@ def hints_of(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def final_classes(kind: type[S]) -> Iterator[type[S]]:
+    """Every public class of a kind, of any depth, that has been imported and is not abstract."""
+    if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
+        yield kind
+    for cls in kind.__subclasses__():
+        yield from final_classes(cls)
+
+
 def known(kind: type[S]) -> dict[str, type[S]]:
     """Short name -> class, for every final class of `kind` that has been imported.
 
@@ -137,7 +145,7 @@ def known(kind: type[S]) -> dict[str, type[S]]:
         RequestError: two classes share a name; both files are named.
     """
     found: dict[str, type[S]] = {}
-    for cls in _final_classes(kind):
+    for cls in final_classes(kind):
         other = found.setdefault(cls.__name__, cls)
         if other is not cls:
             raise RequestError(
@@ -174,13 +182,6 @@ def kinds() -> dict[str, type[Spec]]:
     return dict(sorted((cls.__name__, cls) for cls in Spec.__subclasses__() if inspect.isabstract(cls)))
 
 
-def _final_classes(kind: type[S]) -> Iterator[type[S]]:
-    if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
-        yield kind
-    for cls in kind.__subclasses__():
-        yield from _final_classes(cls)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.to_dict()
@@ -202,7 +203,7 @@ def _build(kind: type[S], record: Mapping[str, Any]) -> S:
 
 def _class_at(path: str) -> type:
     """The known class at a dotted path; Spec, whose search then fails with all names, if there is none."""
-    return next((cls for cls in _final_classes(Spec) if class_path(cls) == path), Spec)
+    return next((cls for cls in final_classes(Spec) if class_path(cls) == path), Spec)
 
 
 def _value(value: Any, hint: Any) -> Any:

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +22,7 @@ from lit_small_lm.data.datamodule import TokenData
 from lit_small_lm.discovery import discover, trusted_packages
 from lit_small_lm.errors import RequestError, nearest, shown
 from lit_small_lm.plugin import Optim, Spec
+from lit_small_lm.spec import final_classes
 from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
 from lit_small_lm.training.callbacks.progress import RunProgress
 from lit_small_lm.training.callbacks.run_files import RunFiles
@@ -52,7 +52,7 @@ COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 
 
 def roots() -> dict[str, Option]:
-    """The top-level options, as the request checker wants them."""
+    """The top-level options, as the request checker wants them; our own classes check their ranges themselves."""
     trainer = {
         "max_steps": {"low": -1, "high": 2**53},
         "max_epochs": {"low": -1},
@@ -61,14 +61,14 @@ def roots() -> dict[str, Option]:
         "log_every_n_steps": {"low": 1},
         "val_check_interval": {"above": 0},
         "precision": {"choices": PRECISIONS},
-        "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda", "mps")},
+        "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda")},
     }
     return {
         "model": slot(LanguageModule),
-        "data": group(TokenData, {"seq_len": {"low": 1}, "batch_size": {"low": 1}, "num_workers": {"low": 0}}),
+        "data": group(TokenData),
         "optim": slot(Optim, AdamW()),
-        "schedule": group(WSDSchedule, {"warmup": {"low": 0}, "decay": {"low": 0}, "floor": {"low": 0, "high": 1}}),
-        "checkpoints": group(Checkpoints, {"every_n_steps": {"low": 1}, "keep": {"low": 0}}),
+        "schedule": group(WSDSchedule),
+        "checkpoints": group(Checkpoints),
         "trainer": group(Trainer, trainer),
         "compile": plain(str, "off", {"choices": COMPILE_MODES}),
         "seed_everything": plain(int, 0, {"low": 0, "high": 2**32 - 1}),
@@ -123,7 +123,8 @@ class ShortErrors(LightningArgumentParser):
         option = next((line for line in lines if line.startswith("Option")), None)
         if option is not None:
             raise RequestError(f"{key[1]}: {option}")
-        names = sorted({cls.__name__ for cls in subclasses(LIGHTNING_KINDS.get(key[1], type(None)))})
+        kind = LIGHTNING_KINDS.get(key[1])
+        names = sorted({cls.__name__ for cls in final_classes(kind)}) if kind else []
         known = f"; known: {', '.join(names)}" if names else ""
         raise RequestError(f"{key[1]}: {shown(value[1])} is not accepted{nearest(value[1], names)}{known}")
 
@@ -311,14 +312,6 @@ def make_trainer(config: dict[str, Any]) -> Trainer:
     except (MisconfigurationException, ValueError, TypeError) as error:
         asked = ", ".join(f"{key}={config[key]!r}" for key in ("accelerator", "devices", "strategy", "precision"))
         raise RequestError(f"trainer: {' '.join(str(error).split())[:150]} (asked for: {asked})") from error
-
-
-def subclasses(cls: type) -> Iterator[type]:
-    """Every public subclass, of any depth, that has been imported."""
-    for child in cls.__subclasses__():
-        if not child.__name__.startswith("_"):
-            yield child
-        yield from subclasses(child)
 
 
 def listed(value: Any) -> list[Any]:

@@ -21,6 +21,7 @@ from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.run_dir import read_metrics
 
 SAMPLE_TOKENS = 80
+BOUNDS = {"exact": "exact likelihood", "upper": "upper bound of the likelihood's bits"}
 
 
 def say(text: str) -> None:
@@ -107,7 +108,7 @@ def sample(module: LanguageModule, prompt: str = "def ", seed: int = 0) -> str:
     return prompt + "".join(model.generate(prompt, max(1, count), Autoregressive(temperature=0.8), seed))
 
 
-def summary(run_dir: Path) -> str:
+def summary(run_dir: Path, bound: str) -> str:
     """The last held-out score of a run and what it took."""
     lines = read_metrics(run_dir / "metrics.jsonl")
     scores = [line for line in lines if "val/bits_per_byte" in line]
@@ -119,7 +120,7 @@ def summary(run_dir: Path) -> str:
     before = f" (step {first['step']}: {first['val/bits_per_byte']:.3f})" if len(scores) > 1 else ""
     return (
         f"{text}; validation {plus_minus(end['val/bits_per_byte'], end['val/bits_per_byte_standard_error'])} bits per "
-        f"byte (exact likelihood, standard error over {end['val/documents']:.0f} documents){before}"
+        f"byte ({BOUNDS[bound]}, standard error over {end['val/documents']:.0f} documents){before}"
     )
 
 
@@ -153,7 +154,7 @@ def score_line(record: dict) -> str:
     loss = plus_minus(record["nats_per_token"], record["nats_per_token_standard_error"])
     return (
         f"{record['split']}: {rate} bits per byte, {loss} nats per token "
-        f"({record['likelihood']} likelihood; standard error over {record['documents']:.0f} documents; "
+        f"({BOUNDS[record['likelihood']]}; standard error over {record['documents']:.0f} documents; "
         f"{record['tokens']:.0f} tokens, {record['bytes']:.0f} bytes; checkpoint of step {record['step']})"
     )
 
@@ -165,6 +166,6 @@ def finish(run_dir: Path, trainer: Trainer, module: LanguageModule, plugins: Seq
         say(f"sample (temperature 0.8, seed 0):\n{sample(module)}\n")
     except (RequestError, RunError) as error:
         say(f"no sample: {error}")
-    say(summary(run_dir))
+    say(summary(run_dir, module.objective.bound))
     say(f"run directory: {run_dir}")
     say(next_commands(run_dir, trainer, plugins))

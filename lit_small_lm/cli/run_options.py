@@ -31,11 +31,12 @@ def with_packaged_files(argv: list[str]) -> list[str]:
     if importlib.util.find_spec("lit_small_lm.configs") is None:
         return argv
     folder, found = importlib.resources.files("lit_small_lm.configs"), []
-    for text in argv:
+    for before, text in zip(["", *argv], argv, strict=False):
         option, equals, name = text.rpartition("=")
+        names_a_config = (option or before).startswith(("-c", "--config", "--model")) and name.endswith(".yaml")
         packaged = folder / name.removeprefix("configs/")
-        here = not name.endswith(".yaml") or Path(name).exists() or not packaged.is_file()
-        found.append(text if here else f"{option}{equals}{packaged}")
+        take_it = names_a_config and not Path(name).exists() and packaged.is_file()
+        found.append(f"{option}{equals}{packaged}" if take_it else text)
     return found
 
 
@@ -105,8 +106,7 @@ def fit_start(options: argparse.Namespace) -> Start:
     if options.resume:
         if folder is None:
             raise RequestError("--resume: needs --run_dir DIR, the directory of the run to go on with")
-        checkpoint, content = newest(folder)
-        return _start(checkpoint, content)
+        return _whole(*newest(folder))
     if folder is not None and checkpoints_in(folder):
         raise RequestError(
             f"--run_dir: {folder} holds checkpoints; go on with: {resume_command(folder, options.plugins)}"
@@ -114,7 +114,7 @@ def fit_start(options: argparse.Namespace) -> Start:
     if folder is not None and folder.exists() and not (folder / "environment.json").exists() and any(folder.iterdir()):
         raise RequestError(f"--run_dir: {folder} holds other files; allowed: a new directory, or an empty one")
     if options.branch_from:
-        return _start(options.branch_from, read(options.branch_from))
+        return _whole(options.branch_from, read(options.branch_from))
     if options.init_from:
         return Start(encoder=record_of(read(options.init_from))["tokenizer"]["record"])
     return Start()
@@ -163,10 +163,15 @@ def flat(value: object, path: str = "") -> dict[str, object]:
     return {path: value}
 
 
-def _start(checkpoint: Path, content: dict) -> Start:
-    record = record_of(content)
+def _whole(checkpoint: Path, content: dict) -> Start:
+    """The start from a checkpoint that training can go on from."""
     missing = [key for key in ("optimizer_states", "loops") if key not in content]
     if missing:
         raise RequestError(f"checkpoint: {checkpoint} holds no {missing[0]}; --init_from takes its weights only")
+    return _start(checkpoint, content)
+
+
+def _start(checkpoint: Path, content: dict) -> Start:
+    record = record_of(content)
     need_plugins(record)
     return Start(checkpoint, record["step"], record["config"], record["tokenizer"]["record"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_small_lm.cli.part import Part, Path
 from lit_small_lm.cli.schema import quoted
-from lit_small_lm.errors import WIDTH, RequestError
+from lit_small_lm.errors import WIDTH, RequestError, nearest
 from lit_small_lm.spec import Spec, known
 
 VALUE, NAME, FILE = 0, 1, 2
@@ -78,9 +78,7 @@ def _suggestion(name: str, choices: Iterable[str], prefix: str, suffix: str, pla
         return "; did you mean " + " or ".join("--" + ".".join(place) + suffix for place in places) + "?"
     if 0 < len(places) <= 3:
         return "; it belongs under " + " or ".join(".".join(place[:-1]) or "the top level" for place in places)
-    lowered = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return f"; did you mean {prefix}{lowered[close[0]]}{suffix}?" if close else ""
+    return nearest(name, choices, prefix, suffix)
 
 
 def _first(names: Sequence[str], room: int) -> list[str]:

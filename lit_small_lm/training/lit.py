@@ -105,14 +105,15 @@ class LanguageModule(LightningModule, abc.ABC):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.trainer.precision != "16-mixed"  # a fused kernel unscales by itself, after clipping
         optimizer = self.optim.build(list(self.net.named_roles()), fused)
-        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        held = ("params", "param_names")
+        self._settings = [{k: v for k, v in group.items() if k not in held} for group in optimizer.param_groups]
         return optimizer
 
     def on_train_start(self) -> None:
         """After a resume the optimizer's state brings its old settings: the config's take effect again."""
         groups = self.trainer.optimizers[0].param_groups
         for group, settings in zip(groups, self._settings, strict=True):
-            group.update({k: v for k, v in settings.items() if k != "param_names"})
+            group.update(settings)
 
     # ------------------------------------------------------------------------------------------------------ training
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

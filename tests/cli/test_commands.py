@@ -280,3 +280,20 @@ def test_help_of_a_slot_needs_nothing_else(cli):
     done = cli("fit", "--optim.help", "AdamW")
     assert done.rc == 0
     assert "weight_decay" in done.stdout
+
+
+def test_weights_alone_are_scored_but_not_gone_on_with(run, tmp_path, capsys):
+    whole = torch.load(run / "checkpoints" / "step=00000004.ckpt", weights_only=True)
+    keys = ("state_dict", "lit_small_lm", "pytorch-lightning_version", "loops")
+    weights = tmp_path / "weights.ckpt"
+    torch.save({key: whole[key] for key in keys}, weights)
+    assert main(["fit", "--branch_from", str(weights), "--trainer.max_steps", "9"]) == 2
+    assert "--init_from takes its weights only" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["validate", "--ckpt_path", str(weights)]) == 0
+
+
+def test_a_packaged_config_is_found_anywhere_but_is_no_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["--trainer.max_steps", "1", "--run_dir", "run"]
+    assert main(["fit", "-c", "configs/demo.yaml", *short, "--data.source.path", "demo.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: data.source.path: demo.yaml does not exist")

@@ -61,11 +61,12 @@ class Checkpoints(Callback):
     ) -> None:
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates once more and ends
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         asked = self._signal if trainer.world_size == 1 else self._signal_anywhere(trainer)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and (asked or not validation_due(trainer)):
+        if asked or not validation_due(trainer):
             self._save(trainer, now=bool(asked))
-        if stepped and asked:
+        if asked:
             raise Interrupted(asked, trainer.global_step, self.run_dir)
 
     def _signal_anywhere(self, trainer: Trainer) -> int:

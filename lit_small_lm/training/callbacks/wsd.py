@@ -5,12 +5,11 @@ optimizer's state, so a resumed or branched run follows the schedule it was aske
 """
 
 import math
-import warnings
 from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_small_lm.errors import RequestError
+from lit_small_lm.errors import RequestError, warn_or_refuse
 
 DecayShape = Literal["linear", "cosine", "1-sqrt", "exponential"]
 
@@ -70,9 +69,7 @@ class WSDSchedule(Callback):
         for concern in pl_module.backbone.norm.requires if stage == "fit" else ():
             if concern.about == "warmup" and not self.warmup:
                 text = f"schedule.warmup: 0 with {type(pl_module.backbone.norm).__name__}: {concern.why}"
-                if concern.level == "error":
-                    raise RequestError(text)
-                warnings.warn(text, stacklevel=2)
+                warn_or_refuse(text, concern.level)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         factor = self.factor(trainer.global_step, trainer.max_steps)
