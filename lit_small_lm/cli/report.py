@@ -120,8 +120,16 @@ def summary(run_dir: Path, bound: str) -> str:
     before = f" (step {first['step']}: {first['val/bits_per_byte']:.3f})" if len(scores) > 1 else ""
     return (
         f"{text}; validation {plus_minus(end['val/bits_per_byte'], end['val/bits_per_byte_standard_error'])} bits per "
-        f"byte ({BOUNDS[bound]}, standard error over {end['val/documents']:.0f} documents){before}"
+        f"byte ({provenance(bound, end['val/documents'])}){before}"
     )
+
+
+def provenance(bound: str, documents: float) -> str:
+    """What a score is, and what its standard error was taken over."""
+    error = (
+        f"standard error over {documents:.0f} documents" if documents > 1 else "one document, standard error unknown"
+    )
+    return f"{BOUNDS[bound]}; {error}"
 
 
 def plus_minus(value: float | str, error: float | str) -> str:
@@ -154,7 +162,7 @@ def score_line(record: dict) -> str:
     loss = plus_minus(record["nats_per_token"], record["nats_per_token_standard_error"])
     return (
         f"{record['split']}: {rate} bits per byte, {loss} nats per token "
-        f"({BOUNDS[record['likelihood']]}; standard error over {record['documents']:.0f} documents; "
+        f"({provenance(record['likelihood'], record['documents'])}; "
         f"{record['tokens']:.0f} tokens, {record['bytes']:.0f} bytes; checkpoint of step {record['step']})"
     )
 
