@@ -143,6 +143,8 @@ class Trace:
     def __init__(self) -> None:
         self.losses: dict[Hashable, Tensor] = {}
         """Scalars to add to the training loss, by (name, layer)."""
+        self.token_losses: dict[Hashable, Tensor] = {}
+        """Terms beside the negative log-likelihood of each target, of its shape and weighted like it, by name."""
         self.metrics: dict[Hashable, Tensor] = {}
         """Scalars to log, by (name, layer)."""
         self._shared: dict[Hashable, Any] = {}

@@ -6,6 +6,7 @@ A Spec is a value (config, help text, saved record); what it builds is a plain `
 
 import abc
 import dataclasses
+import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -13,7 +14,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_small_lm.context import Context, Kind, Visibility
+from lit_small_lm.batch import Batch, Query, Specials
+from lit_small_lm.context import Context, Kind
 from lit_small_lm.roles import Embedding, Linear  # noqa: F401  (offered here to authors of plug-ins)
 from lit_small_lm.spec import Spec, find, kinds, known, setting  # noqa: F401
 
@@ -208,63 +210,6 @@ class Canon(Spec):
         """module(h, ctx) -> h, (B, T, width) -> (B, T, width); `site.address` keys its decoding memory."""
 
 
-class Specials(NamedTuple):
-    """The vocabulary size and the special ids, which the tokenizer owns."""
-
-    vocab_size: int
-    end: int
-    """Begins every document, and ends it."""
-    pad: int
-    mask: int
-    """Reserved for diffusion objectives."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of tokens as the data module hands them out. The last column is a look-ahead for next-token targets."""
-
-    tokens: Tensor
-    """(B, T+1) token ids."""
-    doc_ids: Tensor
-    """(B, T+1) document of each token, unique within its split; -1 for padding."""
-    loss_mask: Tensor | None
-    """(B, T) positions whose target counts; None: all of them."""
-    sample_ids: Tensor
-    """(B,) row of the split each row is; -1 for padding rows."""
-    slots: Tensor
-    """(B,) place of each row in the global batch while training; the row's own number while evaluating."""
-    specials: Specials
-    """The tokenizer's vocabulary size and special ids."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Batch":
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{name: change(t) if isinstance(t, Tensor) else t for name, t in fields.items()})
-
-
-@dataclass(frozen=True)
-class Query:
-    """What an objective asks the network, and how the answer counts."""
-
-    tokens: Tensor
-    """(B, T) input ids."""
-    visibility: Visibility
-    targets: Tensor
-    """(B, T) ids to score, or (M,) where `scored` picks M positions."""
-    weights: Tensor | None = None
-    """What each target's nats are multiplied with, of its shape; None: all one."""
-    count: Tensor | None = None
-    """(B,) data tokens that each row stands for: the loss is the weighted sum of nats over their number. None: every
-    position is a data token."""
-    scored: Tensor | None = None
-    """(M,) indices into the B*T positions that need logits; None: all."""
-
-
 Net = Callable[..., Tensor]
 """The network's one signature, `net(tokens, ctx, targets=None, scored=None)`: logits (B, T, V), or the negative
 log-likelihood of each target in nats. What objectives and samplers may ask of it."""
@@ -319,13 +264,6 @@ class Sampler(Spec):
         """Extend `prompt` (B, P) by up to `n` tokens; draws are a function of `key`; no padding or mask is drawn."""
 
 
-class Document(NamedTuple):
-    """One text, and the name (path) that decides its split."""
-
-    name: str
-    text: str
-
-
 class Encoder(abc.ABC):
     """A tokenizer that has been trained or loaded: text to ids and back."""
 
@@ -362,17 +300,56 @@ class Tokenizer(Spec):
         """The encoder that `Encoder.record` described."""
 
 
+class Document(NamedTuple):
+    """One text, and what a message calls it (a path, or a file and a row)."""
+
+    name: str
+    text: str
+
+
+class Part(NamedTuple):
+    """A piece of a source that is read from its beginning, such as a file."""
+
+    name: str
+    """What a message calls it."""
+    size: int
+    """Bytes to read, for progress; 0 if unknown."""
+    digest: str
+    """SHA-256 of its content, or a revision that stands for it."""
+
+
+class Component(NamedTuple):
+    """A source of a mixture, and its share of the training tokens."""
+
+    name: str
+    source: "Source"
+    weight: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source(Spec):
-    """Where documents come from."""
+    """Where documents come from. Which split a document belongs to is decided by its text, not by the source."""
 
     @abc.abstractmethod
-    def open(self, split: Split) -> Sequence[Document]:
-        """The documents of a split, by index, always in the same order."""
+    def parts(self) -> Sequence[Part]:
+        """The pieces, always in the same order. Raises RequestError if there is nothing to read."""
 
     @abc.abstractmethod
+    def read(self, part: int) -> Iterator[Document]:
+        """The documents of a piece, one after another, always in the same order.
+
+        Raises:
+            RunError: it is damaged or was changed meanwhile; the piece (and row) is named.
+        """
+
     def fingerprint(self) -> str:
-        """A digest of the content and of how it is split."""
+        """A digest of the content of all pieces."""
+        digests = "".join(f"{part.digest}\n" for part in self.parts())
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+    def components(self) -> Sequence[Component]:
+        """What it is mixed from; a plain source is its own only component."""
+        return [Component("", self, 1.0)]
 
 
 class Parameter(NamedTuple):
