@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | format | clean | distclean. Each sets up what it needs, once; PYTHON picks the
+# make demo | test | bench | docs | lint | format | clean | distclean. Each sets up what it needs, once; PYTHON picks the
 # interpreter (make test PYTHON=python3.12), ARGS is passed on (make test ARGS="-k norms -x").
 PYTHON ?= python3
 ARGS ?=
@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed-$(PACKAGES)
 INSTALLED_DEV := $(VENV)/.installed-dev-$(PACKAGES)
 INSTALL := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test bench lint format clean distclean
+.PHONY: help demo test bench docs lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +31,9 @@ test: $(INSTALLED_DEV)
 bench: $(INSTALLED_DEV)
 	@for file in benchmarks/*.py; do $(BIN)/python "$$file" $(ARGS) || exit 1; done
 
+docs: $(INSTALLED_DEV)
+	$(BIN)/python -m mkdocs build
+
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +44,7 @@ format: $(INSTALLED_DEV)
 
 # What tools leave behind; runs/ is yours and stays.
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
