@@ -2,27 +2,46 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
-from lit_small_lm.data.packing import BatchLoader, EvalPlan, Rows, TrainPlan
+from lit_small_lm.data import corpus
+from lit_small_lm.data.cache import default_cache
+from lit_small_lm.data.corpus import HELD_OUT, Corpus
+from lit_small_lm.data.loader import BatchLoader, PreparedFeed, Rows
+from lit_small_lm.data.mixture import Interleaving, naming
+from lit_small_lm.data.packing import Packed, Packing, Stream, pack
+from lit_small_lm.data.plan import EvalPlan, Pace, RowOrder, Shares, TrainPlan, Warmup
 from lit_small_lm.data.sources import TextFiles
-from lit_small_lm.data.store import SplitTokens, TokenStore, default_cache, prepare
+from lit_small_lm.data.store import Tell, TokenStore
+from lit_small_lm.data.streaming import Reader, StreamedFeed
 from lit_small_lm.data.tokenizer import BPE
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Batch, Encoder, Source, Split, Tokenizer
-from lit_small_lm.spec import check_settings
+from lit_small_lm.ranks import data_rank
+from lit_small_lm.spec import check_settings, matches, type_text
+
+Reading = Literal["prepared", "streamed"]
+BATCH_SIZE = 16
 
 
 class TokenData(LightningDataModule):
-    """Tokenises a source once and hands out rows of packed documents.
+    """Tokenises a source and hands out rows of packed documents.
 
     Args:
         source: where documents come from.
         tokenizer: how text becomes ids; trained on the training documents where it has to be.
         seq_len: positions of a row.
-        batch_size: rows of one optimizer step, over all processes and accumulated batches.
+        batch_size: rows of one optimizer step, over all processes and accumulated batches; null: 16, or what
+            batch_tokens asks for.
+        batch_tokens: instead of batch_size, the tokens of one optimizer step: a multiple of seq_len.
+        micro_batch_size: rows that one process handles at once; trainer.accumulate_grad_batches follows from it.
+        packing: concatenate: documents one after another, cut where rows end; best_fit: a document that fits into a
+            row is never cut (arXiv 2404.10830).
+        warmup: smaller batches or shorter rows at the beginning.
+        reading: prepared: everything is tokenised before training; streamed: while training goes on.
+        store: the folder of a token store to train from, without its source.
         num_workers: loader processes; 0 loads in the training process, which is enough for prepared tokens.
         cache_dir: where token stores are kept; null: $LIT_SMALL_LM_CACHE or the user's cache folder.
 
@@ -35,103 +54,225 @@ class TokenData(LightningDataModule):
         source: Source = TextFiles(),
         tokenizer: Tokenizer = BPE(),
         seq_len: int = 256,
-        batch_size: int = 16,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        micro_batch_size: int | None = None,
+        packing: Packing = "concatenate",
+        warmup: Warmup = Warmup(),
+        reading: Reading = "prepared",
+        store: str | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("seq_len", seq_len, 1),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise RequestError(f"data.{name}: {value}; allowed: at least {least}")
-        problems = [*check_settings(source, "data.source"), *check_settings(tokenizer, "data.tokenizer")]
+        _check_values(seq_len, batch_size, batch_tokens, micro_batch_size, num_workers, packing, reading)
+        specs = {"source": source, "tokenizer": tokenizer, "warmup": warmup}
+        problems = [line for name, spec in specs.items() for line in check_settings(spec, f"data.{name}")]
         if problems:
             raise RequestError("; ".join(problems))
-        self.source, self.tokenizer = source, tokenizer
-        self.seq_len, self.batch_size, self.num_workers = seq_len, batch_size, num_workers
+        if store is not None and reading == "streamed":
+            raise RequestError("data.store: given with data.reading streamed; a store is prepared: give one of the two")
+        self.source, self.tokenizer, self.reading, self.store = source, tokenizer, reading, store
+        self.pace = Pace(rows_of_a_step(seq_len, batch_size, batch_tokens), seq_len, warmup)
+        """Rows and tokens of every step."""
+        self.seq_len, self.packing, self.micro_batch_size = seq_len, packing, micro_batch_size
+        self.num_workers = num_workers
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self.seed = 0
         """Seed of the order of training rows; the command line sets it from seed_everything."""
+        self.max_tokens: int | None = None
+        """Training tokens after which a run ends, instead of the trainer's max_steps or max_epochs."""
         self.encoder_record: dict[str, object] | None = None
         """The record of the tokenizer to use instead of learning one: that of the checkpoint training goes on from."""
-        self._store: TokenStore | None = None
-        self._splits: dict[Split, SplitTokens] = {}
-
-    def prepare_data(self) -> None:
-        """Tokenise, in one process of each machine."""
-        prepare(self.source, self.tokenizer, self.cache, self.encoder_record)
-
-    def setup(self, stage: str) -> None:
-        self._store = prepare(self.source, self.tokenizer, self.cache, self.encoder_record)
-        if stage == "fit":
-            self._check_size()
-            count_in_steps(self.trainer, len(self.rows("train")) // self.batch_size)
-            self._plan()
-
-    def _check_size(self) -> None:
-        rows, needed = len(self.rows("train")), self.batch_size
-        if rows < needed:
-            found, wanted = self.split("train").tokens.size, needed * self.seq_len + 1
-            raise RequestError(
-                f"data: {found} training tokens; one batch of data.batch_size {needed} x data.seq_len {self.seq_len} "
-                f"needs {wanted}"
-            )
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device, non_blocking=True)
+        self.tell: Tell | None = None
+        """Told how far a preparation is."""
+        self._corpus: Corpus | None = None
+        self._rows: dict[Split, Rows] = {}
 
     @property
-    def store(self) -> TokenStore:
-        """The prepared corpus. Raises RequestError before `setup`."""
-        if self._store is None:
+    def batch_size(self) -> int:
+        """Rows of one optimizer step, after a warm-up."""
+        return self.pace.batch_size
+
+    # ------------------------------------------------------------------------------------------------------- opening
+    def prepare_data(self) -> None:
+        """Tokenise, in one process of each machine."""
+        self._open()
+
+    def setup(self, stage: str) -> None:
+        self._corpus, self._rows = self._open(), {}
+        if stage == "fit":
+            self._accumulate()
+            self._check_size()
+            self._count_in_steps()
+            self._shares()
+
+    def _open(self) -> Corpus:
+        if self.store is not None:
+            return self._of_store(TokenStore.open(Path(self.store).expanduser()))
+        encoder = corpus.encoder_of(self.source, self.tokenizer, self.cache, self.encoder_record)
+        if self.reading == "streamed":
+            return corpus.held_out(self.source, encoder, self.cache)
+        return corpus.prepared(self.source, self.tokenizer, encoder, self.cache, self.tell)
+
+    def _of_store(self, store: TokenStore) -> Corpus:
+        """A store's own tokenizer is taken unless another one is asked for."""
+        own = corpus.tokenizer_of(store)
+        fixed = self.tokenizer != BPE() or self.encoder_record is not None
+        corpus.check_tokenizer(store, self.tokenizer if fixed else own, self.encoder_record)
+        self.tokenizer = own
+        return corpus.of_store(store, self.source)
+
+    def _accumulate(self) -> None:
+        """Let the trainer accumulate as many batches as `micro_batch_size` asks for."""
+        size, processes = self.micro_batch_size, data_rank(self.trainer).size
+        if size is None:
+            return
+        if self.batch_size % (size * processes):
+            raise RequestError(
+                f"data.micro_batch_size: {size} rows x {processes} processes do not divide the {self.batch_size} rows "
+                f"of a step; allowed: divisors of {self.batch_size // processes}"
+            )
+        accumulate, given = self.batch_size // (size * processes), self.trainer.accumulate_grad_batches
+        if given not in (1, accumulate):
+            raise RequestError(
+                f"data.micro_batch_size: {size} beside trainer.accumulate_grad_batches {given}; give one of the two"
+            )
+        self.trainer.accumulate_grad_batches = accumulate
+
+    def _check_size(self) -> None:
+        if self.reading == "streamed":
+            return
+        rows = self.rows("train")
+        for part, stream, packed in zip(
+            self.corpus.components, self.corpus.streams("train"), rows.components, strict=True
+        ):
+            if not len(packed):
+                with naming(part.component.name):
+                    raise RequestError(
+                        f"data.source: {stream.length} training tokens; one row of data.seq_len {self.seq_len} needs "
+                        f"{self.seq_len + 1}"
+                    )
+        if len(rows) < self.batch_size:
+            found = sum(stream.length for stream in self.corpus.streams("train"))
+            raise RequestError(
+                f"data: {found} training tokens; one batch of {self.batch_size} rows (data.batch_size) x data.seq_len "
+                f"{self.seq_len} needs {self.batch_size * self.seq_len + 1}"
+            )
+
+    def _count_in_steps(self) -> None:
+        """Turn a run given in epochs or tokens into one given in steps, so that schedules know its length.
+
+        To Lightning every run is then one epoch, which keeps its epoch boundaries out of an exact resume.
+        """
+        loop = self.trainer.fit_loop
+        if self.max_tokens is not None:
+            loop.epoch_loop.max_steps = self.pace.steps_of_tokens(self.max_tokens)
+        elif self.trainer.max_steps < 0:
+            loop.epoch_loop.max_steps = self._steps_of_epochs(self.trainer)
+        loop.max_epochs = -1
+
+    def _steps_of_epochs(self, trainer: Trainer) -> int:
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            raise RequestError(
+                "trainer.max_steps: not given; a run needs trainer.max_steps, trainer.max_epochs or max_tokens"
+            )
+        if self.reading == "streamed":
+            raise RequestError(
+                "trainer.max_epochs: with data.reading streamed nobody knows how long an epoch is; give "
+                "trainer.max_steps or max_tokens"
+            )
+        return self.pace.steps_within(trainer.max_epochs * len(self.rows("train")))
+
+    # ------------------------------------------------------------------------------------------------------- content
+    @property
+    def corpus(self) -> Corpus:
+        """The documents as tokens. Raises RequestError before `setup`."""
+        if self._corpus is None:
             raise RequestError("data: call setup() before asking for tokens")
-        return self._store
+        return self._corpus
 
     @property
     def encoder(self) -> Encoder:
         """The tokenizer in use; owns `vocab_size` and the special ids."""
-        return self.store.encoder
+        return self.corpus.encoder
 
-    def split(self, split: Split) -> SplitTokens:
-        """The tokens of a split."""
-        if split not in self._splits:
-            self._splits[split] = self.store.split(split)
-        return self._splits[split]
+    def documents(self, split: Split) -> dict[str, range]:
+        """The `doc_ids` of each component of a split; a plain source is one component without a name."""
+        return self.corpus.documents(split)
+
+    def fingerprint(self) -> str:
+        """A digest of the text."""
+        return self.source.fingerprint() if self.store is None else self.corpus.components[0].fingerprint
 
     def rows(self, split: Split) -> Rows:
-        """The rows of a split: whole ones to train on, all of them to evaluate."""
-        return Rows(self.split(split), self.seq_len, self.encoder.specials, whole=split == "train")
+        """The rows of a split. Training takes whole ones, packed as asked; evaluation all, concatenated."""
+        if split not in self._rows:
+            documents = self.corpus.documents(split).values()
+            packed = [
+                self._packed(split, stream, numbers.start)
+                for stream, numbers in zip(self.corpus.streams(split), documents, strict=True)
+            ]
+            self._rows[split] = Rows(packed, self.encoder.specials)
+        return self._rows[split]
+
+    def _packed(self, split: Split, stream: Stream, first_document: int) -> Packed:
+        if split == "train":
+            return pack(stream, self.seq_len, self.packing, first_document)
+        return pack(stream, self.seq_len, "concatenate", first_document, rest="pad")
 
     def notes(self) -> Sequence[str]:
-        """What a user should know of the prepared data, a line each."""
-        counts = self.store.summary()["splits"]
-        lines = [
-            f"data: {split} {count['documents']:,} documents, {count['tokens']:,} tokens, {count['bytes']:,} bytes"
-            for split, count in counts.items()
-        ]
+        """What a user should know of the data, a line each."""
+        lines = []
+        for part in self.corpus.components:
+            name = f"{part.component.name}: " if part.component.name else ""
+            for split, count in part.summary.items():
+                held = f"{count['documents']:,} documents, {count['tokens']:,} tokens, {count['bytes']:,} bytes"
+                twice = f", {count['near']:,} of them near duplicates" if count.get("near") else ""
+                lines.append(f"data: {name}{split} {held}{twice}")
         asked = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else self.encoder.specials.vocab_size
         if self.encoder.specials.vocab_size < asked:
             lines.append(f"data: the corpus fills {self.encoder.specials.vocab_size} of the {asked} ids asked for")
-        return lines
+        if self.reading == "streamed":
+            return [*lines, f"data: streamed; held out are the first {HELD_OUT} documents of each held-out split"]
+        return [*lines, *self._repetitions()]
 
-    def _plan(self) -> TrainPlan:
-        trainer = self.trainer
-        return TrainPlan(
-            rows=len(self.rows("train")),
-            seed=self.seed,
-            batch_size=self.batch_size,
-            accumulate=trainer.accumulate_grad_batches,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            steps=trainer.max_steps + 1,  # one more than will be taken: Lightning never reaches the end of an epoch
-        )
+    def _repetitions(self) -> list[str]:
+        """A line for every component that the run sees more than once."""
+        counts = self.training_order().interleaving.counts(self.pace.rows_before(self.trainer.max_steps))
+        seen = zip(self.corpus.components, counts.tolist(), self.training_order().counts, strict=True)
+        return [
+            f"data: {part.component.name or 'the training split'} is seen {count / rows:.1f} times in this run"
+            for part, count, rows in seen
+            if count > rows
+        ]
+
+    # ------------------------------------------------------------------------------------------------------- loaders
+    def _shares(self) -> Shares:
+        trainer, (rank, size) = self.trainer, data_rank(self.trainer)
+        steps = trainer.max_steps + 1  # one more than will be taken: Lightning never reaches the end of an epoch
+        return Shares(self.pace, trainer.accumulate_grad_batches, rank, size, steps)
+
+    def training_order(self) -> RowOrder:
+        """The order of prepared training rows: of each component as many as make up its share of the tokens."""
+        packed, components = self.rows("train").components, [part.component for part in self.corpus.components]
+        fills = [part.scored / max(1, len(part)) for part in packed]
+        weights = [component.weight / max(1, fill) for component, fill in zip(components, fills, strict=True)]
+        names = [component.name for component in components]
+        return RowOrder([len(part) for part in packed], Interleaving(weights), names, self.seed)
 
     def train_dataloader(self) -> BatchLoader:
-        pin = self.trainer.strategy.root_device.type == "cuda"
-        return BatchLoader(self.rows("train"), self._plan(), self.num_workers, pin=pin)
+        if self.reading == "streamed":
+            feed = StreamedFeed(self._readers(), self._shares(), self.num_workers)
+        else:
+            feed = PreparedFeed(self.rows("train"), TrainPlan(self._shares(), self.training_order()), self.num_workers)
+        return BatchLoader(feed, pin=self._pins())
+
+    def _readers(self) -> list[Reader]:
+        return [
+            Reader(part.component, self.encoder, self.seq_len, self.packing, self.seed, number << 40)
+            for number, part in enumerate(self.corpus.components)
+        ]
 
     def val_dataloader(self) -> BatchLoader:
         return self._evaluated("validation")
@@ -140,20 +281,48 @@ class TokenData(LightningDataModule):
         return self._evaluated("test")
 
     def _evaluated(self, split: Split) -> BatchLoader:
-        trainer, rows = self.trainer, self.rows(split)
-        size = max(1, self.batch_size // (trainer.accumulate_grad_batches * trainer.world_size))
-        plan = EvalPlan(len(rows), size, trainer.global_rank, trainer.world_size)
-        return BatchLoader(rows, plan, pin=trainer.strategy.root_device.type == "cuda")
+        rows, (rank, processes) = self.rows(split), data_rank(self.trainer)
+        size = max(1, self.batch_size // (self.trainer.accumulate_grad_batches * processes))
+        return BatchLoader(PreparedFeed(rows, EvalPlan(len(rows), size, rank, processes)), pin=self._pins())
+
+    def _pins(self) -> bool:
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def transfer_batch_to_device(self, batch: Batch, device: object, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
 
 
-def count_in_steps(trainer: Trainer, steps_per_epoch: int) -> None:
-    """Turn a run given in epochs into one given in steps, so that schedules know its length.
+def rows_of_a_step(seq_len: int, batch_size: int | None, batch_tokens: int | None) -> int:
+    """The batch size in rows, however it was given.
 
-    To Lightning every run is then one epoch, which keeps its epoch boundaries out of an exact resume.
+    Raises:
+        RequestError: it was given twice, or is not whole rows.
     """
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        steps = trainer.max_epochs * steps_per_epoch
-        trainer.fit_loop.epoch_loop.max_steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
-    if trainer.max_steps < 0:
-        raise RequestError("trainer.max_steps: not given; a run needs trainer.max_steps or trainer.max_epochs")
-    trainer.fit_loop.max_epochs = -1
+    if batch_tokens is None:
+        return BATCH_SIZE if batch_size is None else batch_size
+    if batch_size is not None:
+        raise RequestError(
+            f"data.batch_size: {batch_size} beside data.batch_tokens {batch_tokens}; give one of the two"
+        )
+    if batch_tokens % seq_len:
+        raise RequestError(f"data.batch_tokens: {batch_tokens}; allowed: multiples of data.seq_len, {seq_len}")
+    return batch_tokens // seq_len
+
+
+def _check_values(
+    seq_len: int,
+    batch_size: int | None,
+    batch_tokens: int | None,
+    micro_batch_size: int | None,
+    num_workers: int,
+    packing: str,
+    reading: str,
+) -> None:
+    counts = {"seq_len": seq_len, "batch_size": batch_size, "batch_tokens": batch_tokens}
+    for name, value in {**counts, "micro_batch_size": micro_batch_size, "num_workers": num_workers}.items():
+        least = 0 if name == "num_workers" else 1
+        if value is not None and value < least:
+            raise RequestError(f"data.{name}: {value}; allowed: at least {least}")
+    for name, value, hint in (("packing", packing, Packing), ("reading", reading, Reading)):
+        if not matches(value, hint):
+            raise RequestError(f"data.{name}: {value!r}; allowed: {type_text(hint)}")

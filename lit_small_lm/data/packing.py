@@ -1,161 +1,203 @@
-"""Rows of packed documents, and the order they come in.
+"""Documents into rows: plain concatenation, or best fit without cutting a document that fits (arXiv 2404.10830).
 
-A row is a window of the token stream; which row comes when is a function of (seed, epoch, index of the sample in the
-global batch sequence), so the number of loader workers, ranks and accumulation steps does not change it.
+A stream is documents one after another, each begun by the end token, and a last end token. A row of T positions has a
+look-ahead of one token, so that each of its positions has a target. Whichever packing is chosen, every token of the
+stream is the target of exactly one position, and only tokens of its own document stand before it.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+import abc
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
-from lit_small_lm.data.store import SplitTokens
-from lit_small_lm.errors import RequestError
-from lit_small_lm.keys import generator
-from lit_small_lm.plugin import Batch, Specials
+Packing = Literal["concatenate", "best_fit"]
+GROUP = 1 << 16
+"""Documents that are packed together: more of them would fit no better."""
 
 
-class Wanted(NamedTuple):
-    """A row to load: its number (-1: padding) and its slot (see `Batch.slots`)."""
+class Stream(Protocol):
+    """The tokens of documents; `TokenStore.split` gives one."""
 
-    row: int
-    slot: int
+    length: int
+    """Tokens, the last end token included."""
+    starts: np.ndarray
+    """(documents,) where each document begins."""
 
-
-class Rows(Dataset):
-    """Windows of `seq_len` tokens and one look-ahead; the last one of an evaluated split is padded."""
-
-    def __init__(self, split: SplitTokens, seq_len: int, specials: Specials, *, whole: bool) -> None:
-        self.split, self.seq_len, self.specials, self.whole = split, seq_len, specials, whole
-        self.scored = len(split.tokens) - 1
-        """Tokens of the split that are some position's target."""
-
-    def __len__(self) -> int:
-        return self.scored // self.seq_len if self.whole else -(-self.scored // self.seq_len)
-
-    def __getitems__(self, wanted: Sequence[Wanted]) -> Batch:
-        starts = np.array([item.row for item in wanted])[:, None] * self.seq_len
-        index = starts + np.arange(self.seq_len + 1)  # (B, T+1)
-        real = (index >= 0) & (index <= self.scored) & (starts >= 0)
-        index = np.where(real, index, 0)
-        docs = np.searchsorted(self.split.starts, index, side="right") - 1
-        tokens = np.where(real, self.split.tokens[index], self.specials.pad)
-        mask = None if self.whole else torch.from_numpy(real[:, 1:])
-        return Batch(
-            tokens=torch.from_numpy(tokens.astype(np.int64)),
-            doc_ids=torch.from_numpy(np.where(real, docs, -1)),
-            loss_mask=mask,
-            sample_ids=torch.tensor([item.row for item in wanted]),
-            slots=torch.tensor([item.slot for item in wanted]),
-            specials=self.specials,
-        )
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The ids from `start` to `stop` (exclusive)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainPlan:
-    """Which rows each rank trains on, in which order, over `steps` optimizer steps."""
+class ArrayStream:
+    """A stream held in memory.
 
-    rows: int
-    seed: int
-    batch_size: int
-    """Rows of one optimizer step, over all ranks and accumulation."""
-    accumulate: int
-    rank: int
-    world_size: int
-    steps: int
+    Args:
+        documents: ids of each document, without the end token.
+        end: the end token.
+    """
 
-    def __post_init__(self) -> None:
-        parts = self.accumulate * self.world_size
-        if self.batch_size % parts:
-            raise RequestError(
-                f"data.batch_size: {self.batch_size} is not divisible by {self.world_size} processes x "
-                f"{self.accumulate} accumulated batches; allowed: multiples of {parts}"
-            )
+    def __init__(self, documents: list[np.ndarray], end: int) -> None:
+        last = np.array([end], dtype=np.int64)
+        self.tokens = np.concatenate([part for ids in documents for part in (last, ids)] + [last])
+        sizes = np.array([len(ids) + 1 for ids in documents], dtype=np.int64)
+        self.length, self.starts, self.documents = len(self.tokens), np.cumsum(sizes) - sizes, len(documents)
 
-    def __len__(self) -> int:
-        return self.steps * self.accumulate
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.rows // self.batch_size
-
-    def batches(self, start: int) -> Iterator[list[Wanted]]:
-        """The rows of every batch of this rank, from batch number `start` on."""
-        size = self.batch_size // (self.accumulate * self.world_size)
-        epoch, order = -1, torch.empty(0)
-        for number in range(start, len(self)):
-            step, part = divmod(number, self.accumulate)
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = torch.randperm(self.rows, generator=generator(self.seed, "order", epoch))
-            first = (part * self.world_size + self.rank) * size
-            at = (step % self.steps_per_epoch) * self.batch_size
-            yield [Wanted(int(order[at + slot]), slot) for slot in range(first, first + size)]
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalPlan:
-    """Every row of a split once, dealt out to the ranks; short batches are filled with padding rows."""
+class Packed(abc.ABC):
+    """Rows of `seq_len` positions and a look-ahead, made of a stream."""
 
-    rows: int
-    batch_size: int
-    """Rows of one batch of one rank."""
-    rank: int
-    world_size: int
-    accumulate: ClassVar[int] = 1
+    full: bool
+    """Whether every position of every row has a target."""
+    scored: int
+    """Positions of all rows that have a target."""
+
+    def __init__(self, stream: Stream, seq_len: int, first_document: int = 0) -> None:
+        self.stream, self.seq_len = stream, seq_len
+        self.first_document = first_document
+        """The number of the stream's first document."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def write(self, row: int, tokens: np.ndarray, doc_ids: np.ndarray) -> None:
+        """Write a row into `tokens` and `doc_ids` (T+1,), which come filled with padding (-1 in `doc_ids`)."""
+
+
+class Concatenated(Packed):
+    """Windows of the stream, one after another.
+
+    Args:
+        rest: what becomes of the last window, which is rarely whole: "drop" leaves it out, "pad" fills it up.
+    """
+
+    def __init__(
+        self, stream: Stream, seq_len: int, first_document: int = 0, rest: Literal["drop", "pad"] = "drop"
+    ) -> None:
+        super().__init__(stream, seq_len, first_document)
+        rows, left = divmod(stream.length - 1, seq_len)
+        self.full = rest == "drop" or not left
+        self._rows = rows if self.full else rows + 1
+        self.scored = rows * seq_len if self.full else stream.length - 1
+        edges = np.arange(self._rows + 1, dtype=np.int64) * seq_len
+        self._documents = np.searchsorted(stream.starts, edges, side="right") - 1
+        """The document at the first position of each row, which is the look-ahead of the row before."""
 
     def __len__(self) -> int:
-        return -(-self.rows // (self.batch_size * self.world_size))
+        return self._rows
 
-    def batches(self, start: int) -> Iterator[list[Wanted]]:
-        for number in range(start, len(self)):
-            first = (number * self.world_size + self.rank) * self.batch_size
-            rows = range(first, first + self.batch_size)
-            yield [Wanted(row if row < self.rows else -1, slot=row) for row in rows]
-
-
-class BatchLoader:
-    """Batches of a plan, with a length and a state: how many batches have been handed out."""
-
-    def __init__(self, rows: Rows, plan: TrainPlan | EvalPlan, workers: int = 0, *, pin: bool = False) -> None:
-        self.rows, self.plan, self.workers, self.pin = rows, plan, workers, pin
-        self.handed_out = 0
-        self._resume_at = 0
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __iter__(self) -> Iterator[Batch]:
-        start, self._resume_at = self._resume_at, 0
-        batches = _Sampler(self.plan, start)
-        loader = DataLoader(
-            self.rows, batch_sampler=batches, num_workers=self.workers, collate_fn=_same, pin_memory=self.pin
-        )
-        for number, batch in enumerate(loader, start + 1):
-            self.handed_out = number
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Optimizer steps' worth of batches handed out so far: what a resume continues from."""
-        return {"steps": self.handed_out // self.plan.accumulate}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._resume_at = self.handed_out = state["steps"] * self.plan.accumulate
+    def write(self, row: int, tokens: np.ndarray, doc_ids: np.ndarray) -> None:
+        first = row * self.seq_len
+        ids = self.stream.read(first, min(first + self.seq_len + 1, self.stream.length))
+        tokens[: len(ids)] = ids
+        low, high = self._documents[row : row + 2].tolist()
+        at = 0
+        for document, edge in enumerate((self.stream.starts[low + 1 : high + 1] - first).tolist(), low):
+            doc_ids[at:edge] = document + self.first_document
+            at = edge
+        last = len(ids) if len(ids) > self.seq_len else len(ids) - 1  # the stream's last token has no target
+        doc_ids[at:last] = high + self.first_document
 
 
-class _Sampler:
-    def __init__(self, plan: TrainPlan | EvalPlan, start: int) -> None:
-        self.plan, self.start = plan, start
+class Segments(NamedTuple):
+    """Pieces of documents in the order of the rows they lie in."""
+
+    rows: np.ndarray
+    """(rows + 1,) where each row's segments begin, and the number of all."""
+    starts: np.ndarray
+    stops: np.ndarray
+    """From where to where in the stream; the target of the last position is the token at `stop`."""
+    documents: np.ndarray
+
+
+class BestFit(Packed):
+    """Rows filled with whole documents and with the ends of those that are longer than a row.
+
+    The token after a segment is the target of its last position. A segment that begins inside a document cannot offer
+    the end token that the segment before it needs there, so the two are one position without a document apart.
+    """
+
+    full = False
+
+    def __init__(self, stream: Stream, seq_len: int, first_document: int = 0) -> None:
+        super().__init__(stream, seq_len, first_document)
+        self.scored = stream.length - 1
+        self.segments = best_fit(np.append(stream.starts, stream.length - 1), seq_len)
 
     def __len__(self) -> int:
-        return len(self.plan) - self.start
+        return len(self.segments.rows) - 1
 
-    def __iter__(self) -> Iterator[list[Wanted]]:
-        return self.plan.batches(self.start)
+    def write(self, row: int, tokens: np.ndarray, doc_ids: np.ndarray) -> None:
+        here, at = slice(*self.segments.rows[row : row + 2].tolist()), 0
+        pieces = zip(*(part[here].tolist() for part in self.segments[1:]), strict=True)
+        for start, stop, document in pieces:
+            at += at > 0 and start > self.stream.starts[document]
+            ids = self.stream.read(start, stop + 1)
+            tokens[at : at + len(ids)] = ids
+            doc_ids[at : at + stop - start] = document + self.first_document
+            at += stop - start
 
 
-def _same(batch: Batch) -> Batch:
-    return batch
+def pack(
+    stream: Stream, seq_len: int, packing: Packing, first_document: int = 0, rest: Literal["drop", "pad"] = "drop"
+) -> Packed:
+    """The rows of a stream; `rest` is what becomes of the last window under plain concatenation."""
+    if packing == "best_fit":
+        return BestFit(stream, seq_len, first_document)
+    return Concatenated(stream, seq_len, first_document, rest)
+
+
+def best_fit(edges: np.ndarray, seq_len: int) -> Segments:
+    """Segments of documents that lie between `edges` (documents + 1,), in rows of `seq_len` positions.
+
+    A document longer than a row gives whole rows; what is left of it, and every shorter document, is packed by best
+    fit decreasing, in groups of `GROUP` documents.
+    """
+    found, rows = [], 0
+    for first in range(0, len(edges) - 1, GROUP):
+        group = _fit_group(edges[first : first + GROUP + 1], first, seq_len)
+        found.append((group[0] + rows, *group[1:]))
+        rows += int(group[0][-1]) + 1 if len(group[0]) else 0
+    row, *parts = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return Segments(np.searchsorted(row, np.arange(rows + 1)), *parts)
+
+
+def _fit_group(edges: np.ndarray, first: int, seq_len: int) -> tuple[np.ndarray, ...]:
+    """(row, start, stop, document) of every segment of a group, in the order of rows."""
+    lengths = np.diff(edges)
+    whole, left = np.divmod(lengths, seq_len)
+    long = np.repeat(np.arange(len(lengths)), whole)
+    starts = edges[long] + (np.arange(len(long)) - np.repeat(np.cumsum(whole) - whole, whole)) * seq_len
+    short = np.flatnonzero(left)
+    inside = whole[short] > 0
+    bins = fill(left[short] + inside, seq_len)
+    order = np.lexsort((short, ~inside, bins))
+    short, stops = short[order], edges[1:][short[order]]
+    return (
+        np.concatenate([np.arange(len(long)), len(long) + bins[order]]),
+        np.concatenate([starts, stops - left[short]]),
+        np.concatenate([starts + seq_len, stops]),
+        np.concatenate([long, short]) + first,
+    )
+
+
+def fill(sizes: np.ndarray, capacity: int) -> np.ndarray:
+    """The bin of each item by best fit decreasing: the fullest bin that still takes it, or a new one."""
+    bins, count, free = np.empty(len(sizes), dtype=np.int64), 0, 0
+    waiting: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by the room they have left
+    for item in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[item])
+        fitting = free >> size  # bit r of `free`: some bin has room r
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            chosen = waiting[room].pop()
+            free ^= 0 if waiting[room] else 1 << room
+        else:
+            chosen, room, count = count, capacity, count + 1
+        bins[item] = chosen
+        if room > size:
+            waiting[room - size].append(chosen)
+            free |= 1 << (room - size)
+    return bins

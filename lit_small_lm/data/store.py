@@ -1,133 +1,223 @@
-"""The token store: a corpus tokenised once, cached by content and tokenizer.
+"""The token store: a source tokenised once, kept under its content and tokenizer.
 
-A store is a folder with, for each split, `SPLIT.tokens.npy` (every document as the end token and its ids, one after
-another, and a last end token), `SPLIT.documents.npy` (where each begins) and one `store.json`. It is written beside its
-place and renamed, so an interrupted preparation leaves nothing behind that looks finished.
+A store is a folder of shards (see `shards`), a copy of the tokenizer and, written last, `manifest.json`. A preparation
+that was interrupted goes on from its last whole shard, and what comes of it is the same to the byte.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from lit_small_lm.data import worker
+from lit_small_lm.data.cache import default_cache, replace_file
+from lit_small_lm.data.duplicates import count
+from lit_small_lm.data.encoding import ReadTo, dtype_of, text_batches
+from lit_small_lm.data.learning import LEARN_BYTES, learned
+from lit_small_lm.data.progress import Meter, Progress, Tell
+from lit_small_lm.data.shards import ShardWriter, SplitTokens, check_shard, finished_shards, token_file
+from lit_small_lm.data.splits import SPLITS, Splits
 from lit_small_lm.data.tokenizer import check_specials, digest
-from lit_small_lm.errors import RunError
-from lit_small_lm.plugin import Document, Encoder, Source, Split, Tokenizer
+from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.plugin import Encoder, Source, Split, Tokenizer
 
-FORMAT = 1
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-TEXTS_AT_ONCE = 256
+__all__ = ["LEARN_BYTES", "Progress", "SplitTokens", "Tell", "TokenStore", "default_cache", "learned", "prepare"]
 
-
-@dataclasses.dataclass(frozen=True)
-class SplitTokens:
-    """The tokens of one split, memory-mapped."""
-
-    tokens: np.ndarray
-    """Ids of all documents, each begun by the end token, and a last end token."""
-    starts: np.ndarray
-    """Index in `tokens` where each document begins."""
-
-    @property
-    def documents(self) -> int:
-        return len(self.starts)
+FORMAT = 2
+SHARD_TOKENS = 1 << 26
+"""Tokens after which a shard is closed, at the end of a batch of documents."""
+SMALL = 16 * 10**6
+"""Bytes of a source that one process tokenises faster than several are started."""
+DTYPES = ("uint16", "uint32")
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-    """A prepared corpus and its encoder."""
+    """A prepared source and its encoder."""
 
     folder: Path
     encoder: Encoder
 
-    def split(self, split: Split) -> SplitTokens:
-        """The tokens of a split. Raises RunError if a file is damaged."""
+    @staticmethod
+    def open(folder: Path) -> "TokenStore":
+        """A store by its folder alone, tokenizer included.
+
+        Raises:
+            RequestError: no store, an unfinished one, one of another format, or ids outside the vocabulary.
+        """
+        file = Path(folder).expanduser() / TOKENIZER
+        if not file.with_name(MANIFEST).exists():
+            what = "its preparation was interrupted; go on with the same command" if file.exists() else "no token store"
+            raise RequestError(f"data.store: {shown(str(folder))}: {what} (no {MANIFEST})")
+        record = json.loads(file.read_text())
+        if record["spec"] is None:
+            raise RequestError(f"data.store: {shown(str(folder))}: it does not say by which tokenizer it was made")
+        store = TokenStore(file.parent, Tokenizer.from_dict(record["spec"]).restore(record["record"]))
+        store.check()
+        return store
+
+    def check(self) -> None:
+        """Raises RequestError if the store is of another format or does not go with its tokenizer."""
+        manifest, where = self._manifest, f"token store {shown(str(self.folder))}"
+        if manifest["tokenizer"] != digest(self.encoder):
+            found = digest(self.encoder)
+            raise RequestError(f"{where}: made with tokenizer {manifest['tokenizer'][:16]}, this one is {found[:16]}")
+        if manifest["dtype"] not in DTYPES:
+            raise RequestError(f"{where}: ids are {manifest['dtype']}, which may be negative; allowed: uint16, uint32")
+        size = self.encoder.specials.vocab_size
+        for number, shard in enumerate(manifest["shards"]):
+            if not 0 <= shard["largest"] < size:
+                place = _place_of(self.folder, number, manifest["dtype"], size)
+                raise RequestError(f"{where}: id {shard['largest']} {place}; vocab_size is {size}")
+
+    def summary(self) -> dict[str, Any]:
+        """The manifest: counts per split, digests, shards."""
+        return self._manifest
+
+    @cached_property
+    def _manifest(self) -> dict[str, Any]:
+        file = self.folder / MANIFEST
         try:
-            tokens = np.load(self.folder / f"{split}.tokens.npy", mmap_mode="r")
-            return SplitTokens(tokens, np.load(self.folder / f"{split}.documents.npy"))
-        except (OSError, ValueError, EOFError) as error:
-            raise RunError(f"token store {self.folder}: {split} is damaged ({error}); delete the folder") from error
+            found = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"token store: {shown(str(file))} cannot be read ({error}); delete the folder") from None
+        if found.get("format") != FORMAT:
+            raise RequestError(f"token store {self.folder}: format {found.get('format')}; this version reads {FORMAT}")
+        return found
 
-    def summary(self) -> dict[str, object]:
-        """What `store.json` says: counts per split, the digests it was made from."""
-        return json.loads((self.folder / "store.json").read_text())
+    def split(self, split: Split) -> SplitTokens:
+        """The tokens of a split.
 
+        Raises:
+            RunError: a file has not the recorded size, or was changed and has not the recorded digest.
+        """
+        manifest = self._manifest
+        pieces, starts, at = [], [], 0
+        for shard in manifest["shards"]:
+            check_shard(self.folder, shard, split)
+            piece, found = token_file(self.folder, split, shard, manifest["dtype"])
+            pieces.append(piece)
+            starts.append(found + at)
+            at += piece.length
+        end = np.array([self.encoder.specials.end], manifest["dtype"])
+        return SplitTokens([*pieces, end], np.concatenate(starts))
 
-def default_cache() -> Path:
-    """Where stores are kept: $LIT_SMALL_LM_CACHE, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LIT_SMALL_LM_CACHE") or Path(base) / "lit_small_lm")
+    def verify(self) -> int:
+        """Read every file and compare its digest; returns the bytes read. Raises RunError naming the shard."""
+        return sum(check_shard(self.folder, shard, every=True) for shard in self._manifest["shards"])
 
 
 def prepare(
-    source: Source, tokenizer: Tokenizer, cache: Path, encoder_record: dict[str, object] | None = None
+    source: Source, encoder: Encoder, cache: Path, tell: Tell | None = None, tokenizer: Tokenizer | None = None
 ) -> TokenStore:
-    """The store of a corpus, made now if it is not there yet; with `encoder_record`, by that tokenizer."""
-    fingerprint = source.fingerprint()
-    if encoder_record is None:
-        encoder = _learned(source, tokenizer, cache, fingerprint)
-    else:
-        encoder = tokenizer.restore(encoder_record)
+    """The store of one component, made now if it is not there yet, or gone on with where it was interrupted.
+
+    Of several processes that ask for the same store one makes it, the others wait.
+
+    Args:
+        source: one component; a mixture is prepared component by component.
+        encoder: what tokenises it.
+        cache: the folder that stores are kept in.
+        tell: called after every batch of documents.
+        tokenizer: the Spec behind `encoder`, so that the store can be opened by its folder alone.
+
+    Raises:
+        RequestError: the source holds no text.
+        RunError: it is damaged or changes meanwhile, or a tokenising process ends.
+    """
     check_specials(encoder)
-    folder = cache / "tokens" / _key(FORMAT, fingerprint, digest(encoder))
-    if not (folder / "store.json").exists():
-        _write(folder, source, encoder)
-    return TokenStore(folder, encoder)
+    folder = cache / "tokens" / _key(FORMAT, source.fingerprint(), digest(encoder), SHARD_TOKENS)
+    if not (folder / MANIFEST).exists():
+        splits = Splits.of(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if not (folder / MANIFEST).exists():
+                record = {"spec": tokenizer and tokenizer.to_dict(), "record": encoder.record()}
+                replace_file(folder / TOKENIZER, json.dumps(record))
+                _write(folder, source, splits, encoder, tell)
+    store = TokenStore(folder, encoder)
+    store.check()
+    return store
 
 
-def _learned(source: Source, tokenizer: Tokenizer, cache: Path, fingerprint: str) -> Encoder:
-    learned = _key(FORMAT, fingerprint, json.dumps(tokenizer.to_dict(), sort_keys=True))
-    file = cache / "tokenizers" / f"{learned}.json"
-    if file.exists():
-        return tokenizer.restore(json.loads(file.read_text()))
-    encoder = tokenizer.learn(document.text for document in source.open("train"))
-    _replace(file, json.dumps(encoder.record()))
-    return encoder
+def _write(folder: Path, source: Source, splits: Splits, encoder: Encoder, tell: Tell | None) -> None:
+    """Make what is missing of a store."""
+    records, dtype = finished_shards(folder), dtype_of(encoder)
+    start = ReadTo(*records[-1]["position"]) if records else ReadTo(0, 0)
+    if not (records and records[-1]["last"]):
+        _write_shards(folder, records, text_batches(source, splits, start), encoder, Meter(source, start, tell))
+    arrays = {split: [_sketches(folder, number, split) for number in range(len(records))] for split in SPLITS}
+    found = count(arrays)
+    manifest = {
+        "format": FORMAT,
+        "source": source.to_dict(),
+        "fingerprint": source.fingerprint(),
+        "tokenizer": digest(encoder),
+        "vocab_size": encoder.specials.vocab_size,
+        "dtype": dtype,
+        "rule": splits.rule,
+        "empty": sum(record["empty"] for record in records),
+        "splits": {split: {**_total(records, split), **found[split]._asdict()} for split in SPLITS},
+        "shards": records,
+    }
+    replace_file(folder / MANIFEST, json.dumps(manifest, indent=1))
+    for file in folder.glob("*.sketches.npy"):
+        file.unlink()
 
 
-def _write(folder: Path, source: Source, encoder: Encoder) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+def _write_shards(folder: Path, records: list, batches: Iterator, encoder: Encoder, meter: Meter) -> None:
+    """Write shards from where `records` end, and append to them."""
+    dtype = dtype_of(encoder)
+    processes = 1 if meter.small(SMALL) else worker.cores()
+    shard = ShardWriter(folder, len(records), dtype)
     try:
-        counts = {split: _write_split(building, split, source.open(split), encoder) for split in SPLITS}
-        record = {"format": FORMAT, "source": source.to_dict(), "fingerprint": source.fingerprint()}
-        record |= {"tokenizer": digest(encoder), "vocab_size": encoder.specials.vocab_size, "splits": counts}
-        (building / "store.json").write_text(json.dumps(record, indent=2))
-        try:
-            building.rename(folder)
-        except OSError:  # another process was faster
-            if not (folder / "store.json").exists():
-                raise
+        for batch, found in worker.encoded_in_order(encoder, batches, processes):
+            shard.add(found, batch.empty)
+            if batch.whole and shard.length >= SHARD_TOKENS:
+                records.append(shard.close(batch.position, last=False))
+                shard = ShardWriter(folder, len(records), dtype)
+            meter.read(batch, found)
+        records.append(shard.close(batch.position, last=True))
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shard.abandon()
 
 
-def _write_split(folder: Path, split: Split, documents: Sequence[Document], encoder: Encoder) -> dict[str, int]:
-    dtype = np.uint16 if encoder.specials.vocab_size <= 1 << 16 else np.uint32
-    pieces, starts, at = [], [], 0
-    for first in range(0, len(documents), TEXTS_AT_ONCE):
-        for ids in encoder.encode([document.text for document in documents[first : first + TEXTS_AT_ONCE]]):
-            starts.append(at)
-            pieces.append(np.array([encoder.specials.end, *ids], dtype=dtype))
-            at += len(ids) + 1
-    pieces.append(np.array([encoder.specials.end], dtype=dtype))
-    np.save(folder / f"{split}.tokens.npy", np.concatenate(pieces))
-    np.save(folder / f"{split}.documents.npy", np.array(starts, dtype=np.int64))
-    size = sum(len(document.text.encode()) for document in documents)
-    return {"documents": len(documents), "tokens": at, "bytes": size}
+def _sketches(folder: Path, number: int, split: Split) -> np.ndarray:
+    return np.load(folder / f"{number:05d}.{split}.sketches.npy", mmap_mode="r")
 
 
-def _replace(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-        new.write(text)
-    os.replace(new.name, file)
+def _total(records: list[dict[str, Any]], split: Split) -> dict[str, int]:
+    return {what: sum(record["splits"][split][what] for record in records) for what in ("documents", "tokens", "bytes")}
+
+
+def _place_of(folder: Path, number: int, dtype: str, vocab_size: int) -> str:
+    """Where a shard holds its first id outside the vocabulary, in words."""
+    for split in SPLITS:
+        outside = np.fromfile(folder / f"{number:05d}.{split}.tokens", dtype) >= vocab_size
+        if outside.any():
+            return f"at token {int(outside.argmax())} of {number:05d}.{split}.tokens"
+    return f"in shard {number}, by its record"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process; waits for it."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise RunError(
+                f"data.cache_dir: {shown(str(folder))} cannot be locked ({error.strerror}); choose another"
+            ) from None
+        yield
 
 
 def _key(*parts: object) -> str:

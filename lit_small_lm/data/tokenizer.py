@@ -1,20 +1,24 @@
-"""Tokenizers: raw bytes, and byte-level BPE trained on the corpus by the `tokenizers` library.
+"""Tokenizers: raw bytes, and byte-level BPE by the `tokenizers` library, learned from the corpus or already there.
 
-Special ids come first: 0 ends (and begins) a document, 1 pads, 2 is the mask reserved for diffusion. A special token
-written out in a text is encoded as the ordinary characters it consists of.
+Where they are our own, special ids come first: 0 ends (and begins) a document, 1 pads, 2 is the mask reserved for
+diffusion. A special token written out in a text is encoded as the ordinary characters it consists of.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_small_lm.errors import RequestError
+from lit_small_lm.errors import RequestError, RunError, not_known, shown
 from lit_small_lm.plugin import Encoder, Specials, Tokenizer, setting
 
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 END, PAD, MASK = SPECIALS = ("<|end|>", "<|pad|>", "<|mask|>")
 
 
@@ -92,36 +96,140 @@ class BPE(Tokenizer):
 
 
 class BPEEncoder(Encoder):
-    """A trained byte-level BPE, held as the `tokenizers` library's JSON.
+    """A byte-level BPE, held as the `tokenizers` library's JSON.
+
+    Args:
+        text: the JSON.
+        names: its end, pad and mask token; their ids may be anywhere.
 
     Raises:
-        RequestError: the JSON lacks one of the special tokens.
+        RequestError: the JSON lacks one of them.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, names: Sequence[str] = SPECIALS) -> None:
         from tokenizers import Tokenizer as Library
 
-        self._json = text
-        self._library = Library.from_str(text)
-        self._library.encode_special_tokens = True
-        ids = [self._library.token_to_id(token) for token in SPECIALS]
-        if None in ids:
-            missing = SPECIALS[ids.index(None)]
-            raise RequestError(f"tokenizer: it has no {missing} token; it needs: {', '.join(SPECIALS)}")
-        self.specials = Specials(self._library.get_vocab_size(), *ids)
+        self._json, self._names = text, tuple(names)
+        self.library = Library.from_str(text)
+        """The library's own tokenizer."""
+        self.library.encode_special_tokens = True
+        self._vocabulary = self.library.get_vocab()
+        missing = [name for name in names if name not in self._vocabulary]
+        if missing:
+            raise RequestError(f"tokenizer: it has no {missing[0]} token; it needs: {', '.join(names)}")
+        size = 1 + max(self._vocabulary.values())  # ids may have gaps
+        self.specials = Specials(size, *(self._vocabulary[name] for name in names))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._library.encode_batch_fast(list(texts))]
+        found = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._library.decode([i for i in ids if i not in self.specials[1:]])
+        return self.library.decode([i for i in ids if i not in self.specials[1:]])
 
     def byte_lengths(self) -> Tensor:
-        # In the byte-level alphabet every character of a token stands for one byte.
-        lengths = torch.zeros(self.specials.vocab_size, dtype=torch.long)
-        for token, index in self._library.get_vocab().items():
-            lengths[index] = 0 if token in SPECIALS else len(token)
+        # In the byte-level alphabet every character of a token stands for one byte; added tokens are plain text.
+        lengths, added = (
+            torch.zeros(self.specials.vocab_size, dtype=torch.long),
+            self.library.get_added_tokens_decoder(),
+        )
+        for token, index in self._vocabulary.items():
+            lengths[index] = len(token)
+        for index, token in added.items():
+            lengths[index] = 0 if token.special else len(token.content.encode())
         return lengths
 
     def record(self) -> dict[str, object]:
-        return {"type": "bpe", "json": self._json}
+        named = {} if self._names == SPECIALS else {"specials": list(self._names)}
+        return {"type": "bpe", "json": self._json, **named}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Tokenizer):
+    """The byte-level BPE of a model that is already there, from a file or a hub, by the tokenizers library.
+
+    A padding and a mask token are added as new ids. A normaliser is left out, so that every text comes back as it was.
+    """
+
+    path: str | None = None
+    """A tokenizer.json, a folder that holds one, or the name of a model on the hub."""
+    end: str = "<|endoftext|>"
+    """Its token that ends a document."""
+    revision: str | None = None
+    """A commit, tag or branch of a model on the hub; null: the newest."""
+
+    def learn(self, texts: Iterator[str]) -> Encoder:
+        library = self._loaded()
+        _check_byte_level(json.loads(library.to_str()), str(self.path))
+        library.no_truncation()
+        library.no_padding()
+        library.normalizer = None
+        vocabulary, added = library.get_vocab(), library.get_added_tokens_decoder().values()
+        if self.end not in vocabulary:
+            raise not_known("data.tokenizer.end", self.end, [token.content for token in added], "token of its own")
+        pad, mask = (_unused(name, vocabulary) for name in (PAD, MASK))
+        library.add_special_tokens([pad, mask])
+        plain = [token.content for token in added if not token.special]
+        return _lossless(BPEEncoder(library.to_str(), (self.end, pad, mask)), plain, str(self.path))
+
+    def restore(self, record: Mapping[str, object]) -> Encoder:
+        return BPEEncoder(str(record["json"]), list(record["specials"]))
+
+    def _loaded(self) -> Any:
+        from tokenizers import Tokenizer as Library
+
+        if not self.path:
+            raise RequestError(f"data.tokenizer.path: {self.path!r}; allowed: a tokenizer.json, a folder or a hub name")
+        file = Path(self.path).expanduser()
+        file = file / "tokenizer.json" if file.is_dir() else file
+        if not file.exists() and (file.suffix == ".json" or not HUB_NAME.fullmatch(self.path)):
+            raise RequestError(f"data.tokenizer.path: {shown(str(file))} does not exist")
+        if file.exists():
+            return _read(lambda: Library.from_file(str(file)), RequestError, shown(str(file)))
+        what = f"{shown(self.path)} is no file here, and could not be had from the hub"
+        return _read(lambda: Library.from_pretrained(self.path, revision=self.revision or "main"), RunError, what)
+
+
+def _read(load: Callable[[], Any], error: type[Exception], what: str) -> Any:
+    try:
+        return load()
+    except Exception as found:  # the library raises plain Exceptions
+        line = (str(found).splitlines() or [type(found).__name__])[0]
+        raise error(f"data.tokenizer.path: {what}: {shown(line)}") from None
+
+
+def _check_byte_level(content: Mapping[str, Any], path: str) -> None:
+    """Raises RequestError if a tokenizer does not work on bytes, whose texts would not all come back."""
+    steps = _steps(content["pre_tokenizer"], "pretokenizers")
+    level = next((step for step in steps if step["type"] == "ByteLevel"), None)
+    why = ""
+    if content["model"]["type"] != "BPE":
+        why = f"it is a {content['model']['type']} model"
+    elif level is None:
+        why = f"it splits text by {', '.join(step['type'] for step in steps) or 'nothing'}"
+    elif any(step.get("add_prefix_space") for step in steps):
+        why = "it puts a space before every text"
+    if why:
+        raise RequestError(f"data.tokenizer.path: {shown(path)}: {why}; allowed: byte-level BPE without a prefix space")
+
+
+def _steps(step: Mapping[str, Any] | None, inside: str) -> list[Mapping[str, Any]]:
+    if step is None:
+        return []
+    return [inner for item in step[inside] for inner in _steps(item, inside)] if inside in step else [step]
+
+
+def _unused(name: str, vocabulary: Mapping[str, int]) -> str:
+    """A token's name that the vocabulary has no token for."""
+    names = (name, *(f"{name[:-2]}_{number}|>" for number in range(2, len(vocabulary) + 3)))
+    return next(found for found in names if found not in vocabulary)
+
+
+def _lossless(encoder: Encoder, plain: Sequence[str], path: str) -> Encoder:
+    """The encoder. Raises RequestError if a text with spaces, signs and rare characters does not come back from it."""
+    text = "  A b\tc\n\n 1234567 don't (x+y)!! \u00e9\u4e16\U0001f642 \x00" + "".join(SPECIALS)
+    text += " ".join(plain)
+    ids = encoder.encode([text])[0]
+    if encoder.decode(ids) != text or int(encoder.byte_lengths()[ids].sum()) != len(text.encode()):
+        raise RequestError(f"data.tokenizer.path: {shown(path)}: texts do not come back from it as they were")
+    return encoder

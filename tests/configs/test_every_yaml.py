@@ -16,7 +16,8 @@ from lit_small_lm.plugin import Shape
 CONFIGS = Path(__file__).parents[2] / "configs"
 FAMILIES = sorted((CONFIGS / "families").glob("*.yaml"))
 SHAPES = sorted((CONFIGS / "shapes").glob("*.yaml"))
-RUNS = sorted(set(CONFIGS.rglob("*.yaml")) - set(FAMILIES) - set(SHAPES))
+DATA = sorted((CONFIGS / "data").glob("*.yaml"))
+RUNS = sorted(set(CONFIGS.rglob("*.yaml")) - set(FAMILIES) - set(SHAPES) - set(DATA))
 SHORT = [
     "--data.tokenizer", "Bytes", "--data.seq_len", "16", "--data.batch_size", "2", "--trainer.max_steps", "2",
     "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",

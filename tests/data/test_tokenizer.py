@@ -1,11 +1,14 @@
 """Tokenizers: every text comes back, special tokens are never made from text, byte lengths add up."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_small_lm.data.tokenizer import BPE, SPECIALS, Bytes, check_specials
-from lit_small_lm.errors import RequestError
+from lit_small_lm.data.tokenizer import BPE, SPECIALS, Bytes, Pretrained, check_specials
+from lit_small_lm.errors import RequestError, RunError
+from lit_small_lm.testing import check
 
 CORPUS = ["the cat sat on the mat, and the dog sat on the log"] * 20
 ENCODERS = {"bytes": Bytes().learn(iter(CORPUS)), "bpe": BPE(vocab_size=300).learn(iter(CORPUS))}
@@ -52,3 +55,132 @@ def test_special_ids_that_coincide_are_refused():
     encoder.specials = encoder.specials._replace(mask=999)
     with pytest.raises(RequestError, match="mask id 999"):
         check_specials(encoder)
+
+
+# --------------------------------------------------------------------------------------------------------- pretrained
+def made_elsewhere(folder, change=None, **added):
+    """A tokenizer.json as GPT-2's: byte-level BPE, the end token last, perhaps something else."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    library.train_from_iterator(CORPUS, trainer)
+    library.add_special_tokens([*added.get("special", ["<|endoftext|>"])])
+    library.add_tokens([AddedToken(text, normalized=False) for text in added.get("plain", [])])
+    content = json.loads(library.to_str())
+    if change:
+        change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder / "tokenizer.json"
+
+
+def test_a_tokenizer_of_another_model_is_taken_over(tmp_path):
+    from tokenizers import Tokenizer
+
+    file = made_elsewhere(tmp_path)
+    theirs, spec = Tokenizer.from_file(str(file)), Pretrained(path=str(file))
+    encoder, size = spec.learn(iter([])), theirs.get_vocab_size()
+    assert encoder.encode(CORPUS[:1])[0] == theirs.encode(CORPUS[0]).ids
+    assert encoder.specials == (size + 2, theirs.token_to_id("<|endoftext|>"), size, size + 1)
+    assert Pretrained(path=str(tmp_path)).learn(iter([])).record() == encoder.record()
+    check_specials(encoder)
+    check(spec)
+
+
+def test_pad_and_mask_never_take_a_token_that_is_there(tmp_path):
+    file = made_elsewhere(tmp_path, special=["<|mask|>", "<|endoftext|>", "<|pad|>"])
+    encoder = Pretrained(path=str(file)).learn(iter([]))
+    vocabulary = json.loads(file.read_text())["model"]["vocab"]
+    assert min(encoder.specials.pad, encoder.specials.mask) > max(vocabulary.values()) + 3
+    check(Pretrained(path=str(file)))
+
+
+def test_added_tokens_that_are_text_count_their_bytes(tmp_path):
+    file = made_elsewhere(tmp_path, plain=["    ", "</p>"])
+    encoder = Pretrained(path=str(file)).learn(iter([]))
+    text = "a    b </p>\u00e9"
+    ids = encoder.encode([text])[0]
+    assert len(ids) < len(text.encode())
+    assert encoder.decode(ids) == text
+    assert int(encoder.byte_lengths()[ids].sum()) == len(text.encode())
+
+
+def test_nothing_is_added_to_a_text_and_nothing_cut_from_it(tmp_path):
+    def change(content):
+        content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+        content["normalizer"] = {"type": "Lowercase"}
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+        }
+
+    encoder = Pretrained(path=str(made_elsewhere(tmp_path, change))).learn(iter([]))
+    text = "The Cat sat on the mat, and so on"
+    assert encoder.decode(encoder.encode([text])[0]) == text
+    assert encoder.specials.end not in encoder.encode([text])[0]
+
+
+def test_added_tokens_that_do_not_come_back_are_refused(tmp_path):
+    with pytest.raises(RequestError, match="texts do not come back"):
+        Pretrained(path=str(made_elsewhere(tmp_path, plain=["\u00e9t\u00e9"]))).learn(iter([]))
+
+
+def without_bytes(content):
+    content["pre_tokenizer"] = {"type": "Whitespace"}
+
+
+def with_a_prefix(content):
+    content["pre_tokenizer"]["add_prefix_space"] = True
+
+
+def of_words(content):
+    content["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without_bytes, "it splits text by Whitespace; allowed: byte-level BPE"),
+        (with_a_prefix, "it puts a space before every text"),
+        (of_words, "it is a WordLevel model"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_tokenizer_that_loses_text_is_refused(change, says, tmp_path):
+    with pytest.raises(RequestError, match=says):
+        Pretrained(path=str(made_elsewhere(tmp_path, change))).learn(iter([]))
+
+
+def test_a_missing_end_token_is_named_with_the_nearest(tmp_path):
+    file = made_elsewhere(tmp_path, special=["<|end_of_text|>"])
+    with pytest.raises(RequestError, match=r"data.tokenizer.end: '<\|endoftext\|>' .*did you mean <\|end_of_text\|>"):
+        Pretrained(path=str(file)).learn(iter([]))
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [(None, "None; allowed"), ("{}/none.json", "does not exist"), ("{}/bad.json", "bad.json: .*")],
+)
+def test_a_file_that_cannot_be_read_is_named(path, says, tmp_path):
+    (tmp_path / "bad.json").write_text('{"model": ')
+    with pytest.raises(RequestError, match=f"data.tokenizer.path: .*{says}"):
+        Pretrained(path=path and path.format(tmp_path)).learn(iter([]))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise Exception("no route to host\nand more")
+
+    monkeypatch.setattr("tokenizers.Tokenizer", type("Stub", (), {"from_pretrained": staticmethod(unreachable)}))
+    with pytest.raises(
+        RunError, match="some/model is no file here, and could not be had from the hub: no route to host$"
+    ):
+        Pretrained(path="some/model").learn(iter([]))

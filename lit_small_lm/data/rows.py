@@ -1,0 +1,246 @@
+"""Rows of one file: parquet, arrow, JSON lines or CSV, one column at a time, here or on a hub.
+
+Parquet and arrow are decoded by pyarrow, as in `datasets`. JSON lines and CSV are read by Python's own parsers instead:
+the readers of `datasets` settle on one type for a column and turn the number 5 into the text '5' without a word.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from lit_small_lm.errors import RequestError, RunError, nearest, shown
+
+FORMATS = {
+    ".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".csv": "csv", ".tsv": "csv",
+}  # fmt: skip
+COMPRESSED = frozenset((".gz", ".bz2", ".xz", ".zst"))
+ROWS = 1000
+"""Rows decoded at once."""
+FIRST = 100
+"""Rows of JSON that are looked at for their keys."""
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
+
+
+class Row(NamedTuple):
+    """A row's number, from 1, and its text: None where there is none."""
+
+    number: int
+    text: str | None
+
+
+class Table(NamedTuple):
+    """An open file of rows."""
+
+    columns: dict[str, str]
+    """Name -> type."""
+    rows: Callable[[str], Iterator[Row]]
+    """The rows of a column."""
+    count: int = 0
+    """How many rows there are, 0 if unknown."""
+
+
+def format_of(name: str) -> str | None:
+    """The format a file's name says it has, or None."""
+    path = PurePosixPath(name)
+    suffix = PurePosixPath(path.stem).suffix if path.suffix.lower() in COMPRESSED else path.suffix
+    return FORMATS.get(suffix.lower())
+
+
+def is_table(name: str) -> bool:
+    """Whether a file's name says that it is read by rows; .json may be anything."""
+    return format_of(name) is not None and ".json" not in PurePosixPath(name.lower()).suffixes
+
+
+def read_rows(file: str, column: str) -> Iterator[Row]:
+    """The rows of a column of a file (a path, or an address that fsspec knows).
+
+    Raises:
+        RequestError: there is no such column, or it is not text.
+        RunError: the file is damaged, or a value is no text; file and row are named.
+    """
+    with _opened(file) as stream:
+        table = _table(file, stream)
+        check_column(file, table, column)
+        yield from _translated(file, table.rows(column))
+
+
+def look(file: str, column: str) -> int:
+    """Check that a file has a text column; returns how many rows it has, 0 if that is not known."""
+    with _opened(file) as stream:
+        table = _table(file, stream)
+        check_column(file, table, column)
+        return table.count
+
+
+def check_column(file: str, table: Table, column: str) -> None:
+    """Raises RequestError if a column is not there or no text."""
+    found = table.columns.get(column)
+    if found is None:
+        names = ", ".join(map(shown, list(table.columns)[:12])) or "none"
+        raise RequestError(
+            f"data.source.text_column: {shown(column)!r} is no column of {shown(file)}; "
+            f"columns: {names}{nearest(column, table.columns)}"
+        )
+    if found != "text":
+        raise RequestError(f"data.source.text_column: {shown(column)!r} of {shown(file)} is {found}; allowed: text")
+
+
+def _opened(file: str) -> Any:
+    import fsspec
+
+    try:
+        return fsspec.open(file, "rb", compression="infer").open()
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _table(file: str, stream: Any) -> Table:
+    reader = {"parquet": _parquet, "arrow": _arrow, "json": _json, "csv": _csv}[format_of(file) or "json"]
+    try:
+        return reader(stream)
+    except RunError as error:
+        raise RunError(f"{shown(file)}: {error}") from None
+    except _broken() as error:
+        raise _unreadable(file, error) from None
+
+
+def _translated(file: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows; whatever goes wrong with them names the file."""
+    try:
+        yield from rows
+    except RunError as error:
+        raise RunError(f"{shown(file)}, {error}") from None
+    except _broken() as error:
+        raise _unreadable(file, error) from None
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    import pyarrow
+
+    return (pyarrow.ArrowException, OSError, EOFError, ValueError, csv.Error)
+
+
+def _unreadable(file: str, error: Exception) -> RunError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return RunError(f"{shown(file)}: cannot be read as {format_of(file)}: {shown(first)}")
+
+
+def _text(number: int, value: object) -> Row:
+    if value is None or isinstance(value, str):
+        return Row(number, value)
+    kind = KINDS.get(type(value), type(value).__name__)
+    raise RunError(f"row {number}: {shown(value)} is {kind}; allowed: text, or null for a row to skip")
+
+
+# -------------------------------------------------------------------------------------------------- parquet and arrow
+def _columns(schema: Any) -> dict[str, str]:
+    import pyarrow.types as kinds
+
+    def name(kind: Any) -> str:
+        kind = kind.value_type if kinds.is_dictionary(kind) else kind
+        is_text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
+        return "text" if is_text else str(kind)
+
+    return {field.name: name(field.type) for field in schema}
+
+
+def _parquet(stream: Any) -> Table:
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
+
+    def rows(column: str) -> Iterator[Row]:
+        yield from _numbered(batch.column(0) for batch in file.iter_batches(ROWS, columns=[column]))
+
+    return Table(_columns(file.schema_arrow), rows, file.metadata.num_rows)
+
+
+def _arrow(stream: Any) -> Table:
+    import pyarrow.ipc
+
+    start = stream.read(6)
+    stream.seek(0)
+    if start == b"ARROW1":
+        file = pyarrow.ipc.open_file(stream)
+        batches = (file.get_batch(i) for i in range(file.num_record_batches))
+        return Table(_columns(file.schema), lambda column: _numbered(batch.column(column) for batch in batches))
+    reader = pyarrow.ipc.open_stream(stream)
+    return Table(_columns(reader.schema), lambda column: _numbered(batch.column(column) for batch in reader))
+
+
+def _numbered(columns: Iterator[Any]) -> Iterator[Row]:
+    done = 0
+    for column in columns:
+        for start in range(0, len(column), ROWS):
+            values = column.slice(start, ROWS).to_pylist()
+            for number, value in enumerate(values, done + 1):
+                yield _text(number, value)
+            done += len(values)
+
+
+# ------------------------------------------------------------------------------------------------------ JSON and CSV
+def _json(stream: Any) -> Table:
+    """Objects, one a line; or one list of them."""
+    first = stream.read(1)
+    while first.isspace():
+        first = stream.read(1)
+    stream.seek(0)
+    if first == b"[":
+        objects = list(enumerate(json.load(stream), 1))
+        begin, rest = objects[:FIRST], iter(objects[FIRST:])
+    else:
+        lines = _objects(stream)
+        begin = [item for _, item in zip(range(FIRST), lines, strict=False)]
+        rest = lines
+    columns = {key: "text" for _, found in begin if isinstance(found, dict) for key in found}
+
+    def rows(column: str) -> Iterator[Row]:
+        for objects in (begin, rest):
+            for number, found in objects:
+                yield _value(number, found, column)
+
+    return Table(columns, rows)
+
+
+def _objects(stream: Any) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(stream, 1):
+        if line.isspace():
+            continue
+        try:
+            yield number, json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            raise RunError(f"row {number}: no JSON ({error.msg} at character {error.colno})") from None
+        except UnicodeDecodeError as error:
+            raise RunError(f"row {number}: byte {error.start} (0x{line[error.start]:02x}) is not UTF-8") from None
+
+
+def _value(number: int, found: Any, column: str) -> Row:
+    if not isinstance(found, dict):
+        raise RunError(f"row {number}: {shown(found)} is no JSON object")
+    row = _text(number, found.get(column))
+    try:
+        row.text and row.text.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"row {number}: character {error.start} is half of a pair (\\ud8..), which is no text") from None
+    return row
+
+
+def _csv(stream: Any) -> Table:
+    """CSV has no types: every value is text, a missing one none."""
+    csv.field_size_limit(sys.maxsize)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    start = text.readline()
+    delimiter = "\t" if "\t" in start and "," not in start.split("\t")[0] else ","
+    names = next(csv.reader([start], delimiter=delimiter), [])
+
+    def rows(column: str) -> Iterator[Row]:
+        at = names.index(column)
+        for number, row in enumerate(csv.reader(text, delimiter=delimiter, strict=True), 1):
+            yield Row(number, row[at] if at < len(row) else None)
+
+    return Table(dict.fromkeys(names, "text"), rows)

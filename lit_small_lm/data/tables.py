@@ -1,0 +1,184 @@
+"""Tables of documents, by `datasets`: parquet, JSON lines, CSV and arrow, in files here or in a data set of a hub.
+
+`datasets` finds the files that belong to a split; each is then a part of the source and read row by row where it lies,
+without a copy (see `rows`). A hub's file stands for itself by its revision and path, a local one by its content.
+"""
+
+import contextlib
+import glob
+import hashlib
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from lit_small_lm.data.cache import Stamp, check_unchanged, digests_of, stamp
+from lit_small_lm.data.rows import FORMATS, format_of, look, read_rows
+from lit_small_lm.errors import RequestError, RunError, nearest, shown
+from lit_small_lm.plugin import Document, Source, SourcePart
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WHERE = "data.source.path"
+
+
+class _File(NamedTuple):
+    address: str
+    before: Stamp | None
+    """Of a local file; None of one on a hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFDataset(Source):
+    """Rows of parquet, JSON lines, CSV or arrow files, by Hugging Face datasets; every row is a document.
+
+    Rows whose text is null, missing or white space are skipped and counted. A value that is not text is an error that
+    names file and row; in CSV, which has no types, every value is text.
+    """
+
+    path: str | None = None
+    """A data set's name on the hub, or a local file, folder or pattern, such as my_data/*.parquet."""
+    subset: str | None = None
+    """The configuration of a data set that has several."""
+    split: str = "train"
+    """Which of the data set's own splits to read; what is held out is chosen from it by the documents' text."""
+    text_column: str = "text"
+    """The column that holds the text."""
+    revision: str | None = None
+    """A commit, tag or branch of a data set on the hub; null: the newest."""
+
+    def parts(self) -> Sequence[SourcePart]:
+        return self._parts
+
+    def read(self, part: int) -> Iterator[Document]:
+        address, before = self._files[part]
+        if before is not None:
+            check_unchanged(Path(address), before)
+        for number, text in read_rows(address, self.text_column):
+            yield Document(f"{address}, row {number}", text or "")
+        if before is not None:
+            check_unchanged(Path(address), before)
+
+    @cached_property
+    def _files(self) -> list[_File]:
+        if not self.path:
+            raise RequestError(f"{WHERE}: {self.path!r}; allowed: a hub name, or a file, folder or pattern of tables")
+        addresses = _local(self.path, self.subset, self.split) or _of_hub(self)
+        if not addresses:
+            raise RequestError(f"{WHERE}: {shown(self.path)} holds no file of rows ({', '.join(FORMATS)})")
+        strange = [address for address in addresses if format_of(address) is None]
+        if strange:
+            raise RequestError(
+                f"{WHERE}: {shown(strange[0])} is no file of rows; allowed: {', '.join(FORMATS)}; "
+                "text files are read with: --data.source TextFiles"
+            )
+        return [_File(address, None if "://" in address else stamp(Path(address))) for address in addresses]
+
+    @cached_property
+    def _parts(self) -> list[SourcePart]:
+        addresses = [file.address for file in self._files]
+        on_hub = self._files[0].before is None
+        counts = [look(address, self.text_column) for address in (addresses[:1] if on_hub else addresses)]
+        counts += [0] * (len(addresses) - len(counts))
+        digests = addresses if on_hub else digests_of([Path(address) for address in addresses])
+        return [
+            SourcePart(address, before[0] if before else 0, _digest(digest, self.text_column), count)
+            for (address, before), digest, count in zip(self._files, digests, counts, strict=True)
+        ]
+
+
+def _digest(content: str, column: str) -> str:
+    return hashlib.sha256(f"{content}\n{column}".encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- local files
+def _local(path: str, subset: str | None, split: str) -> list[str]:
+    """Local files of a path; none if it may be a hub's name."""
+    root = Path(path).expanduser()
+    if glob.has_magic(str(root)) and not root.exists():
+        return _matching(path, str(root))
+    if root.is_file():
+        return [str(root)]
+    if root.is_dir():
+        saved = _saved_to_disk(root, split)
+        return saved or _resolved(str(root), subset, split, None, path)
+    if not HUB_NAME.fullmatch(path) or format_of(path):
+        raise RequestError(f"{WHERE}: {shown(path)} does not exist (looked for {shown(str(root.absolute()))})")
+    return []
+
+
+def _matching(path: str, pattern: str) -> list[str]:
+    found = sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())
+    if not found:
+        raise RequestError(f"{WHERE}: no file matches {shown(path)} (looked in {Path.cwd()})")
+    return found
+
+
+def _saved_to_disk(root: Path, split: str) -> list[str]:
+    """The arrow files of a folder that `Dataset.save_to_disk` wrote."""
+    folder = next((place for place in (root, root / split) if (place / "state.json").exists()), None)
+    return sorted(str(file) for file in folder.glob("*.arrow")) if folder else []
+
+
+# ----------------------------------------------------------------------------------------------------------- datasets
+def _of_hub(source: HFDataset) -> list[str]:
+    return _resolved(source.path, source.subset, source.split, source.revision, source.path)
+
+
+def _resolved(path: str, subset: str | None, split: str, revision: str | None, typed: str) -> list[str]:
+    """The data files of a split, found by the builder of `datasets`; nothing of the data set runs.
+
+    Raises:
+        RequestError: there is no such data set, subset or split, or it needs a script of its own.
+        RunError: the hub cannot be reached.
+    """
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        try:
+            builder = datasets.load_dataset_builder(path, subset, revision=revision, cache_dir=scratch)
+        except datasets.data_files.EmptyDatasetError:
+            return []
+        except (datasets.exceptions.DatasetNotFoundError, RuntimeError, ValueError) as error:
+            raise RequestError(f"{WHERE}: {shown(typed)}: {_first_line(error)}{_hint(error)}") from None
+        except (OSError, HfHubHTTPError) as error:
+            what = f"{shown(typed)} is no file or folder here, and no hub could be asked"
+            raise RunError(f"{WHERE}: {what}: {_first_line(error)}") from None
+    files = builder.config.data_files or {}
+    if split not in files:
+        names = ", ".join(map(str, files)) or "none"
+        near = nearest(split, map(str, files))
+        raise RequestError(f"data.source.split: {shown(split)!r} is no split of {shown(typed)}; known: {names}{near}")
+    return [str(file) for file in files[split]]
+
+
+def _first_line(error: Exception) -> str:
+    return shown((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _hint(error: Exception) -> str:
+    return "; nothing of it was run; convert it to parquet" if "script" in str(error) else ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and retry notices of the hub's library."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    before = [logger.level for logger in loggers]
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
