@@ -1,6 +1,7 @@
 """The backbone: a stack of layers that is told who may look at whom. The whole forward pass is on this screen."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -8,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lit_small_lm.context import Context, Kind
 from lit_small_lm.errors import RequestError, not_known, shown, warn_or_refuse
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
-from lit_small_lm.nn.head import token_nll
+from lit_small_lm.nn.head import token_nll, token_nll_and_z
 from lit_small_lm.nn.init import NormalInit
 from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.nn.positions import Rotary
@@ -31,8 +33,10 @@ from lit_small_lm.plugin import (
     Positions,
     Site,
     Spec,
+    setting,
 )
 from lit_small_lm.roles import parameter_role
+from lit_small_lm.sharding import drawn_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,11 @@ class BackboneSpec(Spec):
     """Initial weights by role."""
     head: Literal["tied", "untied"] = "tied"
     """Whether the output head shares the embedding's weights."""
+    embedding_dropout: float = setting(0.0, low=0, below=1, unit="probability")
+    """On the embedded tokens, positions included, while training."""
+    z_loss: float = setting(0.0, low=0, unit="nats per squared nat")
+    """Weight of the squared logarithm of the softmax's normaliser in the training loss (PaLM, arXiv 2204.02311, takes
+    1e-4); 0: none."""
 
     def layers(self, depth: int) -> list[LayerSpec]:
         """The kind of each of `depth` layers. Raises RequestError for a name in the pattern that is no kind."""
@@ -111,8 +120,18 @@ class Layer(nn.Module):
             for module in branch.modules():
                 if isinstance(module, Linear):
                     module.factor = scheme.branch_init(site.at(place), module.role)
+        self.activation_checkpointing: Literal["off", "layers"] = "off"
+        """"layers": the backward pass runs the layer again instead of keeping what it computed."""
 
     def forward(self, carry, ctx: Context):
+        if self.activation_checkpointing == "off" or not torch.is_grad_enabled():
+            return self.run(carry, ctx)
+        before = ctx.trace.copy()
+        contexts = itertools.chain([ctx], (dataclasses.replace(ctx, trace=before.copy()) for _ in itertools.count()))
+        return checkpoint(lambda carry: self.run(carry, next(contexts)), carry, use_reentrant=False)
+
+    def run(self, carry, ctx: Context):
+        """The mixer's path and the FFN's."""
         carry = self.mixer_path(carry, lambda h: self.mixer(self.canon_a(h, ctx), ctx))
         return self.ffn_path(carry, lambda h: self.ffn(self.canon_c(h, ctx), ctx))
 
@@ -150,6 +169,7 @@ class Backbone(nn.Module):
         x = self.embed(tokens)  # (B, T, D)
         if self.embed_positions is not None:
             x = self.embed_positions(x, ctx)
+        x = F.dropout(x, self.spec.embedding_dropout, self.training)
         carry = self.open(x)
         for layer in self.layers:
             carry = layer(carry, ctx)
@@ -161,18 +181,29 @@ class Backbone(nn.Module):
         weight = self.embed.weight if self.head is None else self.head.weight
         if targets is None:
             return F.linear(x, weight)
-        return token_nll(x.flatten(0, -2), weight, targets.flatten()).view(targets.shape)
+        h, wanted = x.flatten(0, -2), targets.flatten()
+        if not (self.training and self.spec.z_loss):
+            return token_nll(h, weight, wanted).view(targets.shape)
+        nll, squares = token_nll_and_z(h, weight, wanted).unflatten(1, targets.shape)
+        ctx.trace.token_losses["z_loss"] = self.spec.z_loss * squares
+        return nll
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw every weight anew; also after `to_empty` on a network built on the meta device."""
+        """Draw every weight anew, on the CPU and one module at a time, the same ones on every device and however the
+        network is sharded; also after `to_empty` on a network built on the meta device."""
         for module in self.modules():
-            if isinstance(module, (Linear, Embedding)):
-                nn.init.normal_(module.weight, std=self.spec.init.std(module.role, self.dims) * module.factor)
-                if isinstance(module, Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif next(module.parameters(recurse=False), None) is not None:
-                _reset(module)
+            if next(module.parameters(recurse=False), None) is not None:
+                with drawn_whole(module):
+                    self._draw(module)
+
+    def _draw(self, module: nn.Module) -> None:
+        if not isinstance(module, (Linear, Embedding)):
+            _reset(module)
+            return
+        nn.init.normal_(module.weight, std=self.spec.init.std(module.role, self.dims) * module.factor)
+        if isinstance(module, Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
     def named_roles(self) -> Iterator[Parameter]:
         """Every parameter with its role and what Init says of it."""

@@ -22,7 +22,8 @@ from lit_small_lm.errors import RequestError, RunError, shown
 from lit_small_lm.plugin import Encoder, Objective, Sampler, Shape, Spec, Tokenizer
 from lit_small_lm.spec import class_path, final_classes
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 the rows of fused projections lie in groups of heads."""
 RECORD = "lit_small_lm"
 NAME = re.compile(r"step=(\d+)\.ckpt")
 
@@ -102,6 +103,11 @@ def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if record["format"] > FORMAT:
         raise RequestError(
             f"checkpoint: format {record['format']} of version {record['version']}; version {__version__} reads up to "
+            f"format {FORMAT}"
+        )
+    if record["format"] < FORMAT:
+        raise RequestError(
+            f"checkpoint: format {record['format']}, whose weights lie in another order; version {__version__} reads "
             f"format {FORMAT}"
         )
     return record

@@ -149,6 +149,13 @@ class Trace:
         """Scalars to log, by (name, layer)."""
         self._shared: dict[Hashable, Any] = {}
 
+    def copy(self) -> "Trace":
+        """What is recorded so far; a layer that is run again for its gradient starts from it and leaves no mark."""
+        twin = Trace()
+        for name, record in vars(self).items():
+            vars(twin)[name] = dict(record)
+        return twin
+
     def once(self, key: Hashable, make: Callable[[], R]) -> R:
         """The value under `key`, made at the first call: a mask or rotary table that many layers use."""
         if key not in self._shared:

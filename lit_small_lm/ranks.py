@@ -1,5 +1,9 @@
-"""Which share of the data a process works on: with tensor parallelism, several processes share one."""
+"""Which process this is, and which share of the data it works on.
 
+With tensor parallelism several processes share one share of the data.
+"""
+
+import os
 from typing import Any, NamedTuple
 
 
@@ -14,3 +18,25 @@ def data_rank(trainer: Any) -> DataRank:
     """The share of the data of this process of a Lightning trainer; one share in all without several processes."""
     shares = trainer.distributed_sampler_kwargs
     return DataRank(shares["rank"], shares["num_replicas"]) if shares else DataRank(0, 1)
+
+
+def data_group(trainer: Any) -> Any:
+    """The process group in which every share of the data occurs once; None: all processes."""
+    if data_rank(trainer).size == trainer.world_size:
+        return None
+    return trainer.strategy.device_mesh["data_parallel"].get_group()
+
+
+def process_number() -> int:
+    """The number of this process among all, as its launcher (torchrun, Lightning, SLURM) said."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if "LOCAL_RANK" in os.environ:
+        first_here = int(os.environ.get("NODE_RANK", 0)) == 0
+        return int(os.environ["LOCAL_RANK"]) if first_here else -1
+    return int(os.environ.get("SLURM_PROCID", 0))
+
+
+def number_here() -> int:
+    """The number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))

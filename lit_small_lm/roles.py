@@ -11,14 +11,19 @@ class Roled:
     """A module whose weights have a role."""
 
     role: str
+    groups: int | None = None
+    """Equal groups of consecutive output channels that do not need each other up to the next "out" or "down": between
+    groups tensor parallelism may cut. None: it may not."""
 
 
 class Linear(Roled, nn.Linear):
     """A linear map that knows its role; `factor` multiplies the standard deviation its weights start from."""
 
-    def __init__(self, n_in: int, n_out: int, *, role: str, bias: bool = False, factor: float = 1.0) -> None:
+    def __init__(
+        self, n_in: int, n_out: int, *, role: str, bias: bool = False, factor: float = 1.0, groups: int | None = None
+    ) -> None:
         super().__init__(n_in, n_out, bias=bias)
-        self.role, self.factor = role, factor
+        self.role, self.factor, self.groups = role, factor, groups
 
 
 class Embedding(Roled, nn.Embedding):

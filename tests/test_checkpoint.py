@@ -91,6 +91,13 @@ def test_a_damaged_file_is_named(tmp_path, content):
         read(file)
 
 
+def test_an_earlier_format_is_not_misread(saved):
+    content = read(saved[0])
+    content["lit_small_lm"] |= {"format": 1}
+    with pytest.raises(RequestError, match="format 1, whose weights lie in another order"):
+        record_of(content)
+
+
 def test_a_later_format_names_both_versions(saved):
     file, _ = saved
     content = read(file)

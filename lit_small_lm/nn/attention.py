@@ -27,29 +27,32 @@ class Attention(Mixer):
     """Visible keys, the query included; null: all."""
     dropout: float = setting(0.0, low=0, below=1, unit="probability")
     """On the output, while training."""
+    attention_dropout: float = setting(0.0, low=0, below=1, unit="probability")
+    """On the attention weights, while training."""
 
     def build(self, site: Site) -> nn.Module:
         return AttentionMixer(self, site)
 
 
 class AttentionMixer(nn.Module):
-    """h (B, T, D) -> (B, T, D) through one fused projection to queries, keys and values; Canon B spans all three."""
+    """h (B, T, D) -> (B, T, D) through one fused projection, for each key/value head to its queries, its key and its
+    value; Canon B spans all three."""
 
     def __init__(self, spec: Attention, site: Site) -> None:
         super().__init__()
         dims, bias = site.dims, spec.shift == "bias"
-        self.address, self.window, self.dropout = site.address, spec.window, spec.dropout
-        self.head_dim = dims.head_dim
-        self.widths = [heads * dims.head_dim for heads in (dims.n_heads, dims.n_kv_heads, dims.n_kv_heads)]
-        self.qkv_proj = Linear(dims.dim, sum(self.widths), role="qkv", bias=bias)
-        self.canon = site.tap("B", sum(self.widths))
+        self.address, self.window = site.address, spec.window
+        self.dropout, self.attention_dropout = spec.dropout, spec.attention_dropout
+        self.head_dim, self.queries = dims.head_dim, dims.n_heads // dims.n_kv_heads
+        width = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim
+        self.qkv_proj = Linear(dims.dim, width, role="qkv", bias=bias, groups=dims.n_kv_heads)
+        self.canon = site.tap("B", width)
         self.rotate = site.positions.rotate(dims.head_dim) if site.positions else None
         self.o_proj = Linear(dims.n_heads * dims.head_dim, dims.dim, role="out", bias=bias)
 
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
-        joined = self.canon(self.qkv_proj(h), ctx)  # (B, T, (H+2G)K)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in joined.split(self.widths, -1))
-        if self.rotate is not None:  # q (B, H, T, K), k and v (B, G, T, K)
+        q, k, v = self.heads(self.canon(self.qkv_proj(h), ctx))
+        if self.rotate is not None:
             q, k = self.rotate(q, k, ctx)
         if ctx.cache is not None:
             keys = ctx.keys()
@@ -62,14 +65,24 @@ class AttentionMixer(nn.Module):
         if mask is not None and k.shape[1] < q.shape[1]:  # the fused kernels take a mask or grouped heads, not both
             k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
         causal = mask is None and ctx.visibility.kind == "causal"
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=k.shape[1] < q.shape[1])
+        grouped, chance = k.shape[1] < q.shape[1], self.attention_dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=chance, is_causal=causal, enable_gqa=grouped)
         out = out.transpose(1, 2).flatten(2)  # (B, H, T, K) -> (B, T, HK)
         return F.dropout(self.o_proj(out), self.dropout, self.training)
 
+    def heads(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, (H+2G)K) -> q (B, H, T, K), k and v (B, G, T, K).
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        Every key/value head lies behind the queries that read it, so that a contiguous piece holds whole groups.
+        """
+        groups = joined.unflatten(-1, (-1, self.queries + 2, self.head_dim))  # (B, T, G, H/G+2, K)
+        parts = groups.split([self.queries, 1, 1], dim=3)
+        return tuple(part.flatten(2, 3).transpose(1, 2) for part in parts)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
     """The plain twin: q (B, H, T, K), k and v (B, G, S, K), mask (B, 1, T, S) of booleans -> (B, H, T, K)."""
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)  # (B, H, S, K)
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    return torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1) @ v
+    return F.dropout(torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1), dropout) @ v

@@ -4,6 +4,8 @@ PyTorch's `linear_cross_entropy` reduces over tokens in its chunked form; object
 here are recomputed in the backward pass instead (cut in the spirit of arXiv 2411.09009).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,14 +17,35 @@ CHUNK_LOGITS = 1 << 26
 
 def token_nll(h: Tensor, weight: Tensor, targets: Tensor, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
     """h (M, D), weight (V, D), targets (M,) -> negative log-likelihood of each target in nats, (M,) float32."""
-    rows = max(1, chunk_logits // weight.shape[0])
-    if rows >= h.shape[0]:
-        return plain_nll(h, weight, targets)
-    pieces = zip(h.split(rows), targets.split(rows), strict=True)
-    return torch.cat([checkpoint(plain_nll, part, weight, wanted, use_reentrant=False) for part, wanted in pieces])
+    return _in_pieces(plain_nll, h, weight, targets, chunk_logits)
+
+
+def token_nll_and_z(h: Tensor, weight: Tensor, targets: Tensor, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
+    """Like `token_nll`, (2, M): beside it the squared logarithm of the softmax's normaliser at each position."""
+    return _in_pieces(plain_nll_and_z, h, weight, targets, chunk_logits)
 
 
 def plain_nll(h: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The plain twin, with all logits at once."""
+    """The plain twin of `token_nll`, with all logits at once."""
+    return F.cross_entropy(_logits(h, weight), targets, reduction="none")
+
+
+def plain_nll_and_z(h: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The plain twin of `token_nll_and_z`, with all logits at once."""
+    logits = _logits(h, weight)
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    return torch.stack([nll, torch.logsumexp(logits, dim=-1).square()])
+
+
+def _logits(h: Tensor, weight: Tensor) -> Tensor:
     logits = F.linear(h, weight)  # (M, V)
-    return F.cross_entropy(logits if logits.dtype.itemsize >= 4 else logits.float(), targets, reduction="none")
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
+
+
+def _in_pieces(score: Callable[..., Tensor], h: Tensor, weight: Tensor, targets: Tensor, chunk_logits: int) -> Tensor:
+    rows = max(1, chunk_logits // weight.shape[0])
+    if rows >= h.shape[0]:
+        return score(h, weight, targets)
+    pieces = zip(h.split(rows), targets.split(rows), strict=True)
+    found = [checkpoint(score, part, weight, wanted, use_reentrant=False) for part, wanted in pieces]
+    return torch.cat(found, dim=-1)

@@ -33,19 +33,22 @@ class GatedMLP(FFN):
 
 
 class GatedFFN(nn.Module):
-    """h (B, T, D) -> (B, T, D) through one fused projection to gate and up; Canon D spans both."""
+    """h (B, T, D) -> (B, T, D) through one fused projection, in groups of gate and up; Canon D spans both."""
 
     def __init__(self, spec: GatedMLP, site: Site) -> None:
         super().__init__()
         hidden = site.dims.hidden
         self.activation, self.dropout = ACTIVATIONS[spec.activation], spec.dropout
-        self.gate_up_proj = Linear(site.dim, 2 * hidden, role="gate_up")
+        groups = site.dims.groups_of(hidden)
+        self.width = hidden // groups
+        self.gate_up_proj = Linear(site.dim, 2 * hidden, role="gate_up", groups=groups)
         self.canon = site.tap("D", 2 * hidden)
         self.down_proj = Linear(hidden, site.dim, role="down")
 
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
-        gate, up = self.canon(self.gate_up_proj(h), ctx).chunk(2, dim=-1)  # (B, T, F) each
-        return F.dropout(self.down_proj(self.activation(gate) * up), self.dropout, self.training)
+        groups = self.canon(self.gate_up_proj(h), ctx).unflatten(-1, (-1, 2, self.width))  # (B, T, G, 2, F/G)
+        gate, up = groups.unbind(-2)
+        return F.dropout(self.down_proj((self.activation(gate) * up).flatten(-2)), self.dropout, self.training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class PlainFFN(nn.Module):
         super().__init__()
         hidden, bias = site.dims.hidden, spec.shift == "bias"
         self.activation, self.dropout = ACTIVATIONS[spec.activation], spec.dropout
-        self.up_proj = Linear(site.dim, hidden, role="up", bias=bias)
+        self.up_proj = Linear(site.dim, hidden, role="up", bias=bias, groups=hidden)
         self.canon = site.tap("D", hidden)
         self.down_proj = Linear(hidden, site.dim, role="down", bias=bias)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.roles import Roled
+from lit_small_lm.sharding import local
 
 
 class NeighbourSum(Roled, nn.Module):
@@ -22,7 +23,7 @@ class NeighbourSum(Roled, nn.Module):
 
     def __init__(self, width: int, kernel: int, address: Hashable) -> None:
         super().__init__()
-        self.address = address
+        self.address, self.groups = address, width
         self.weight = nn.Parameter(torch.empty(width, kernel))
         """(C, N); column j belongs to the j-th left neighbour, column 0 to the position itself."""
         self.reset_parameters()
@@ -33,16 +34,17 @@ class NeighbourSum(Roled, nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
-        count = self.weight.shape[1] - 1
+        weight = local(self.weight)
+        count = weight.shape[1] - 1
         if not ctx.visibility.contiguous:
-            return gathered(h, self.weight, ctx.visibility)
+            return gathered(h, weight, ctx.visibility)
         if ctx.cache is not None:
             joined = ctx.cache.left(self.address, h, count)
         elif ctx.visibility.doc_ids is None:
-            return whole_rows(h, self.weight)
+            return whole_rows(h, weight)
         else:
             joined = F.pad(h, (0, 0, count, 0))
-        return shifted(joined, self.weight, ctx.visibility)
+        return shifted(joined, weight, ctx.visibility)
 
 
 def whole_rows(h: Tensor, weight: Tensor) -> Tensor:

@@ -27,16 +27,19 @@ class ShortConv(Mixer):
 
 
 class ShortConvMixer(nn.Module):
-    """h (B, T, D) -> (B, T, D); Canon B spans the three projections."""
+    """h (B, T, D) -> (B, T, D) through one fused projection, in groups of b, c and x; Canon B spans all three."""
 
     def __init__(self, spec: ShortConv, site: Site) -> None:
         super().__init__()
         self.dropout = spec.dropout
-        self.in_proj = Linear(site.dim, 3 * site.dim, role="qkv")
+        groups = site.dims.groups_of(site.dim)
+        self.width = site.dim // groups
+        self.in_proj = Linear(site.dim, 3 * site.dim, role="qkv", groups=groups)
         self.canon = site.tap("B", 3 * site.dim)
         self.sum = NeighbourSum(site.dim, spec.kernel, site.address)
         self.o_proj = Linear(site.dim, site.dim, role="out")
 
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
-        b, c, x = self.canon(self.in_proj(h), ctx).chunk(3, dim=-1)  # (B, T, D) each
+        groups = self.canon(self.in_proj(h), ctx).unflatten(-1, (-1, 3, self.width))  # (B, T, G, 3, D/G)
+        b, c, x = (part.flatten(-2) for part in groups.unbind(-2))  # (B, T, D) each
         return F.dropout(self.o_proj(c * self.sum(b * x, ctx)), self.dropout, self.training)

@@ -7,23 +7,29 @@ fresh start, compilation) is an attribute, set by the command line or by you bef
 import abc
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.checkpoint import make_record, read, record_of, weights_of
 from lit_small_lm.context import Context
 from lit_small_lm.errors import RequestError
-from lit_small_lm.keys import fold
+from lit_small_lm.keys import fold, seed_all
 from lit_small_lm.objectives.next_token import NextToken
-from lit_small_lm.plugin import Batch, Encoder, Objective, Optim, Query, Shape, Split
+from lit_small_lm.outputs import check_outputs
+from lit_small_lm.plugin import Batch, Encoder, Objective, Optim, Query, Shape, Source, Split
+from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
+from lit_small_lm.sharding import load_whole
 from lit_small_lm.spec import check_settings
+from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
 from lit_small_lm.training.optim import AdamW
-from lit_small_lm.training.score import DocumentNLL, StepSums, weighted_sum
+from lit_small_lm.training.parallel import FSDP2
+from lit_small_lm.training.score import METRICS, DocumentNLL, StepSums, weighted_sum
 
 
 class LanguageModule(LightningModule, abc.ABC):
@@ -49,7 +55,8 @@ class LanguageModule(LightningModule, abc.ABC):
         self.backbone, self.shape, self.objective = backbone, shape, objective
         self.dims = shape.resolve()
         with torch.device("meta"):
-            Backbone(backbone, self.dims, vocab_size=1)  # parts that do not fit are found here, at no cost
+            net = Backbone(backbone, self.dims, vocab_size=1)  # parts that do not fit are found here, at no cost
+        check_outputs(net, objective.kind)
         backbone.report_concerns()
         self.net: Backbone | None = None
         self.optim: Optim = AdamW()
@@ -58,6 +65,8 @@ class LanguageModule(LightningModule, abc.ABC):
         """Everything random in training is a function of this and of counters."""
         self.compile_mode = "off"
         """"off", or a mode of torch.compile: "default", "reduce-overhead", "max-autotune"."""
+        self.activation_checkpointing: Literal["off", "layers"] = "off"
+        """"layers": only the input of every layer is kept for the backward pass, which runs the layer again."""
         self.init_from: Path | None = None
         """A checkpoint to take the weights from, and nothing else."""
         self.config = ""
@@ -69,6 +78,11 @@ class LanguageModule(LightningModule, abc.ABC):
         self.sums = StepSums()
         self.grad_norm: Tensor | None = None
         """Norm of the last step's gradient, before clipping."""
+
+    def monitored(self, source: Source) -> list[str]:
+        """Metrics that a callback may watch in a run on `source`: those of each validation."""
+        prefixes = ["val", *(f"val/{part.name}" for part in source.components() if part.name)]
+        return [f"{prefix}/{name}" for prefix in prefixes for name in METRICS]
 
     # ------------------------------------------------------------------------------------------------------ building
     @property
@@ -83,19 +97,32 @@ class LanguageModule(LightningModule, abc.ABC):
         limit, seq_len = self.backbone.positions.limit(), self.trainer.datamodule.seq_len
         if limit is not None and seq_len > limit:
             raise RequestError(f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions")
+        self.net = self._build(self.encoder.specials.vocab_size)
         torch.manual_seed(fold(self.seed, "init"))
-        self.net = Backbone(self.backbone, self.dims, self.encoder.specials.vocab_size)
+        self.net.init_weights()
         if self.init_from is not None:
             self._take_weights(self.init_from)
+        for layer in self.net.layers:
+            layer.activation_checkpointing = self.activation_checkpointing
         if self.compile_mode != "off":
             self.net.compile(mode=None if self.compile_mode == "default" else self.compile_mode)
+
+    def _build(self, vocab_size: int) -> Backbone:
+        """The network, each process's share of it where it is sharded; its weights are not those of this seed yet."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDP2):
+            return Backbone(self.backbone, self.dims, vocab_size)
+        with torch.device("meta"):
+            net = Backbone(self.backbone, self.dims, vocab_size)
+        strategy.shard(net)
+        return net
 
     def _take_weights(self, path: Path) -> None:
         checkpoint = read(path)
         if record_of(checkpoint)["tokenizer"]["record"] != self.encoder.record():
             raise RequestError(f"--init_from {path}: it was trained with another tokenizer")
         try:
-            self.net.load_state_dict(weights_of(checkpoint))
+            load_whole(self.net, weights_of(checkpoint))
         except RuntimeError as error:
             lines = str(error).splitlines()
             raise RequestError(
@@ -117,26 +144,29 @@ class LanguageModule(LightningModule, abc.ABC):
 
     # ------------------------------------------------------------------------------------------------------ training
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Randomness inside the network (dropout) is a function of seed, step, accumulated batch and process."""
+        """Randomness inside the network (dropout) is a function of seed, step, accumulated batch and share of the data;
+        processes that share the work of a layer drop the same."""
         part = batch_idx % self.trainer.accumulate_grad_batches
         if part == 0:
             self.sums.clear()
-        torch.manual_seed(fold(self.seed, "train", self.global_step, part, self.global_rank))
+        seed_all(self.seed, "train", self.global_step, part, data_rank(self.trainer).rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query = self.objective.query(batch, (self.seed, self.global_step))
         ctx = Context(query.visibility, step=torch.tensor(self.global_step))
         nll = self.net(query.tokens, ctx, query.targets, query.scored)
         nats = weighted_sum(nll, query)
+        terms = {str(name): weighted_sum(term, query) for name, term in ctx.trace.token_losses.items()}
         self.sums.add(nats, query, batch.tokens[:, 1:].numel())
+        self.sums.note(terms, ctx.trace)
         auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(()))
-        return nats / query.tokens.numel() + auxiliary
+        return sum(terms.values(), start=nats) / query.tokens.numel() + auxiliary
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Where rows stand for different numbers of tokens, make the gradient that of the mean over all of them."""
         if self.sums.uneven:
             scale = self.sums.gradient_scale(self.trainer.strategy.reduce)
-            torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], scale)
+            scale_gradients([p.grad for p in self.net.parameters() if p.grad is not None], scale)
 
     def configure_gradient_clipping(
         self,
@@ -145,12 +175,12 @@ class LanguageModule(LightningModule, abc.ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as asked and keep the gradient's norm; Lightning's own refuses fused optimizers."""
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.grad_norm = total_norm(gradients)
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(params, gradient_clip_val)
+            clip_values(gradients, gradient_clip_val)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(params, gradient_clip_val, self.grad_norm)
+            scale_gradients(gradients, (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1))
 
     # ---------------------------------------------------------------------------------------------------- evaluation
     def on_validation_epoch_start(self) -> None:
@@ -160,13 +190,18 @@ class LanguageModule(LightningModule, abc.ABC):
         self._start("test")
 
     def _start(self, split: Split) -> None:
-        self.metric = DocumentNLL(self.trainer.datamodule.split(split).documents).to(self.device)
+        components = self.trainer.datamodule.documents(split)
+        several = components if len(components) > 1 else {}
+        count = sum(map(len, components.values()))
+        self.metric = DocumentNLL(count, data_group(self.trainer), several).to(self.device)
         self.byte_lengths = self.encoder.byte_lengths().to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        seed_all(self.seed, "validation", batch_idx, data_rank(self.trainer).rank)
         self.evaluate(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        seed_all(self.seed, "test", batch_idx, data_rank(self.trainer).rank)
         self.evaluate(batch, batch_idx)
 
     @abc.abstractmethod
@@ -198,17 +233,20 @@ class LanguageModule(LightningModule, abc.ABC):
             tokens=self.tokens_seen,
             seconds=self.seconds,
             config=self.config,
-            corpus=data.source.fingerprint(),
+            corpus=data.fingerprint(),
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         record = record_of(checkpoint)
+        averages = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)
+        if self.trainer.state.fn == "fit" and not averages:  # go on with the trained weights, without an average
+            checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
         self.tokens_seen, self.seconds = record["tokens"], record["seconds"]
         if record["tokenizer"]["record"] != self.encoder.record():
             raise RequestError(
                 "data.tokenizer: not the checkpoint's; set data.encoder_record to that of the checkpoint"
             )
-        if record["corpus"] != self.trainer.datamodule.source.fingerprint():
+        if record["corpus"] != self.trainer.datamodule.fingerprint():
             warnings.warn(
                 "data.source: the text, and what of it is held out, is not that of the checkpoint", stacklevel=2
             )

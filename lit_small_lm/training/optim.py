@@ -1,6 +1,6 @@
 """Optimizers with parameter groups by rule."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,30 @@ class AdamW(Optim):
             eps=self.eps,
             fused=fused,
         )
+
+
+class JointOptimizer(torch.optim.Optimizer):
+    """Several optimizers as one: Lightning's automatic optimisation, schedules, clipping and checkpoints see one.
+
+    Args:
+        parts: optimizers over different parameters; their groups follow each other in `param_groups`.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = list(parts)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = iter(self.param_groups)
+        for part in self.parts:  # loading a state dict makes groups and state anew, so they are shared at every step
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+            part.step()
+        return loss
 
 
 def groups_by_rule(parameters: Sequence[Parameter], lr: float, weight_decay: float) -> list[dict[str, object]]:

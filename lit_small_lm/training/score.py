@@ -1,13 +1,27 @@
 """Scores: the one weighted loss, and the torchmetrics that average it over documents, batches and processes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_small_lm.context import Trace
 from lit_small_lm.plugin import Query
+
+METRICS = (
+    "loss",
+    "loss_standard_error",
+    "bits_per_byte",
+    "bits_per_byte_standard_error",
+    "documents",
+    "tokens",
+    "bytes",
+)
+"""What `DocumentNLL` measures."""
 
 
 def weighted_sum(nll: Tensor, query: Query) -> Tensor:
@@ -19,12 +33,20 @@ class DocumentNLL(Metric):
     """Negative log-likelihood of a split by document, summed over processes.
 
     Documents are the unit of sampling: the standard errors are those of a ratio of sums over documents.
+
+    Args:
+        documents: how many the split has.
+        processes: the process group to sum over, in which every share of the data occurs once; None: all processes.
+        components: the documents of each component of a mixture, which are scored by themselves as well.
     """
 
     full_state_update = False
 
-    def __init__(self, documents: int) -> None:
-        super().__init__()
+    def __init__(
+        self, documents: int, processes: Any = None, components: Mapping[str, range] = MappingProxyType({})
+    ) -> None:
+        super().__init__(process_group=processes)
+        self.components = dict(components)
         for name in ("nats", "tokens", "bytes"):
             self.add_state(name, torch.zeros(documents, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -42,17 +64,28 @@ class DocumentNLL(Metric):
             state.index_add_(0, docs, value[counted].to(state.dtype))
 
     def compute(self) -> dict[str, Tensor]:
-        """`loss` in nats per token and `bits_per_byte` with standard errors, and what they were measured on."""
-        loss, loss_error = ratio(self.nats, self.tokens)
-        rate, rate_error = ratio(self.nats / math.log(2), self.bytes)
+        """`loss` in nats per token and `bits_per_byte` with standard errors, and what they were measured on.
+
+        Of a mixture also NAME/loss and so on for each of its components.
+        """
+        found = self._scores(slice(None))
+        for name, documents in self.components.items():
+            scores = self._scores(slice(documents.start, documents.stop))
+            found |= {f"{name}/{key}": value for key, value in scores.items()}
+        return found
+
+    def _scores(self, documents: slice) -> dict[str, Tensor]:
+        nats, tokens, size = self.nats[documents], self.tokens[documents], self.bytes[documents]
+        loss, loss_error = ratio(nats, tokens)
+        rate, rate_error = ratio(nats / math.log(2), size)
         return {
             "loss": loss,
             "loss_standard_error": loss_error,
             "bits_per_byte": rate,
             "bits_per_byte_standard_error": rate_error,
-            "documents": (self.tokens > 0).sum(),
-            "tokens": self.tokens.sum(),
-            "bytes": self.bytes.sum(),
+            "documents": (tokens > 0).sum(),
+            "tokens": tokens.sum(),
+            "bytes": size.sum(),
         }
 
 
@@ -78,7 +111,12 @@ class StepSums:
         self.count: Tensor | None = None
         self.positions = 0
         self.tokens = 0
+        self.batches = 0
         self.uneven = False
+        self.terms: dict[str, Tensor] = {}
+        """Weighted sums of the loss terms beside the nats, by name."""
+        self.scalars: dict[str, Tensor] = {}
+        """Sums over batches of the scalars that the network recorded, by name; the mean over layers of each."""
 
     def add(self, nats: Tensor, query: Query, tokens: int) -> None:
         """Add one batch: its weighted nats, what they count for, and how many training tokens the batch has."""
@@ -90,7 +128,23 @@ class StepSums:
         self.tokens += tokens
         self.uneven |= query.count is not None
 
+    def note(self, terms: Mapping[str, Tensor], trace: Trace) -> None:
+        """Add one batch's other loss terms, and what the network recorded to be logged."""
+        self.batches += 1
+        for name, value in terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value.detach().double()
+        for name, value in mean_over_layers({**trace.losses, **trace.metrics}).items():
+            self.scalars[name] = self.scalars.get(name, 0.0) + value
+
     def gradient_scale(self, reduce: Callable[..., Tensor]) -> Tensor:
         """What turns the gradient of the mean over positions into that of the mean over tokens, over all processes."""
         totals = reduce(torch.stack([self.count, self.count.new_tensor(float(self.positions))]), reduce_op="sum")
         return (totals[1] / totals[0].clamp(min=1)).float()
+
+
+def mean_over_layers(scalars: Mapping[Hashable, Tensor]) -> dict[str, Tensor]:
+    """`{("balance", 0): a, ("balance", 1): b}` -> `{"balance": (a + b) / 2}`; a plain name stays as it is."""
+    found: dict[str, list[Tensor]] = {}
+    for key, value in scalars.items():
+        found.setdefault(str(key[0] if isinstance(key, tuple) else key), []).append(value.detach().double())
+    return {name: torch.stack(values).mean() for name, values in found.items()}

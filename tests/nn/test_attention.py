@@ -22,10 +22,19 @@ def documents():
     return torch.tensor([[0] * 3 + [1] * 7 + [2], [5] * 6 + [6] * 5])
 
 
+def by_hand(joined, head_dim, n_heads):
+    """Queries, keys and values, looked up head by head: in each group its queries, then its key and its value."""
+    heads = joined.unflatten(-1, (-1, head_dim)).transpose(1, 2)  # (B, H+2G, T, K)
+    of_query, kinds = n_heads // ((heads.shape[1] - n_heads) // 2), ([], [], [])
+    for index in range(heads.shape[1]):
+        place = index % (of_query + 2)
+        kinds[max(0, place - of_query + 1)].append(index)
+    return (heads[:, kind] for kind in kinds)
+
+
 def plain_mixer(mixer, h, ctx, window):
     """What the mixer computes, by the plain twin."""
-    widths = mixer.widths
-    q, k, v = (p.unflatten(-1, (-1, mixer.head_dim)).transpose(1, 2) for p in mixer.qkv_proj(h).split(widths, -1))
+    q, k, v = by_hand(mixer.qkv_proj(h), mixer.head_dim, n_heads=4)
     if mixer.rotate is not None:
         q, k = mixer.rotate(q, k, ctx)
     out = plain_attention(q, k, v, ctx.visibility.dense(window=window))
@@ -70,7 +79,7 @@ def test_query_heads_share_their_group_of_keys():
     mixer(h, Context(Visibility.rows(h[..., 0])))
     before = heads["out"]
     with torch.no_grad():
-        mixer.qkv_proj.weight[16:20] += 1  # the first key head
+        mixer.qkv_proj.weight[8:12] += 1  # the first key head, behind its two queries
     mixer(h, Context(Visibility.rows(h[..., 0])))
     changed = (heads["out"] != before).any(-1).any(1)[0]
     assert changed.tolist() == [True, True, False, False]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_small_lm.nn.head import plain_nll, token_nll
+from lit_small_lm.nn.head import plain_nll, plain_nll_and_z, token_nll, token_nll_and_z
 
 VOCAB = 13
 
@@ -54,3 +54,21 @@ def test_half_precision_is_scored_in_float32():
     assert nll.dtype == torch.float32
     wanted = F.cross_entropy(F.linear(h, weight).float(), targets, reduction="none")
     torch.testing.assert_close(nll, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("chunk_logits", [1, 3 * VOCAB, 3 * VOCAB + 5, 1 << 26])
+def test_z_in_pieces_equals_plain(chunk_logits):
+    h, weight, targets, importance = inputs()
+    found, plain = token_nll_and_z(h, weight, targets, chunk_logits), plain_nll_and_z(h, weight, targets)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
+    wanted = torch.autograd.grad((plain.sum(0) * importance).sum(), (h, weight))
+    found = torch.autograd.grad((found.sum(0) * importance).sum(), (h, weight))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_z_is_the_square_of_the_log_of_the_sum():
+    h, weight, targets, _ = inputs()
+    nll, squares = plain_nll_and_z(h, weight, targets)
+    assert torch.equal(nll, plain_nll(h, weight, targets))
+    torch.testing.assert_close(squares, torch.log(torch.exp(h @ weight.T).sum(-1)) ** 2, rtol=1e-12, atol=1e-12)

@@ -1,5 +1,7 @@
 """Feed-forward networks against their formulas."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,9 +16,12 @@ CTX = Context(Visibility.rows(H[..., 0]))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gated(activation):
-    ffn = GatedMLP(activation=activation).build(SITE)
-    gate, up = ffn.gate_up_proj.weight.chunk(2)
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 5])
+def test_gated(activation, n_kv_heads):
+    dims = dataclasses.replace(SITE.dims, n_kv_heads=n_kv_heads)
+    ffn = GatedMLP(activation=activation).build(dataclasses.replace(SITE, dims=dims))
+    pieces = ffn.gate_up_proj.weight.chunk(4 if n_kv_heads == 2 else 2)  # one group where heads do not divide hidden
+    gate, up = torch.cat(pieces[::2]), torch.cat(pieces[1::2])
     wanted = (ACTIVATIONS[activation](H @ gate.T) * (H @ up.T)) @ ffn.down_proj.weight.T
     torch.testing.assert_close(ffn(H, CTX), wanted, rtol=1e-5, atol=1e-6)  # float32, one fused product against two
 

@@ -88,3 +88,21 @@ def test_compiled_once_for_many_batches():
     with torch.compiler.set_stance("fail_on_recompile"):
         losses(net)
         losses(net)
+
+
+def test_a_loss_term_is_recorded_by_a_compiled_network_too():
+    torch.manual_seed(0)
+    net = Backbone(BackboneSpec(z_loss=0.01), DIMS, 50).double()
+    tokens = torch.randint(50, (2, 9))
+
+    def run():
+        ctx = Context(Visibility.rows(tokens))
+        net.zero_grad()
+        nll, term = net(tokens, ctx, tokens), ctx.trace.token_losses["z_loss"]
+        (nll + term).mean().backward()
+        return nll.detach(), term.detach(), net.embed.weight.grad.clone()
+
+    plain = run()
+    net.compile(fullgraph=True, backend="aot_eager")
+    for found, wanted in zip(run(), plain, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

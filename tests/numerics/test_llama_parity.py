@@ -18,6 +18,7 @@ from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.norms import RMSNorm
 from lit_small_lm.nn.positions import Rotary
 from lit_small_lm.nn.residual import LayerNormScaling, PreNorm
+from lit_small_lm.plugin import Dims
 from lit_small_lm.shapes import FixedShape
 
 VOCAB = 61
@@ -56,7 +57,12 @@ def reference(shape: FixedShape, head: str = "tied", scale: float = 0.2) -> tran
     return model
 
 
-def named_as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def in_groups(parts: list[Tensor], groups: int) -> Tensor:
+    """The rows of several projections joined: for each group its share of every part."""
+    return torch.cat([piece for group in zip(*(part.chunk(groups) for part in parts), strict=True) for piece in group])
+
+
+def named_as_ours(theirs: dict[str, Tensor], dims: Dims) -> dict[str, Tensor]:
     """Llama's tensors (weights or gradients) under our names, with fused projections joined."""
     ours = {}
     for name, tensor in theirs.items():
@@ -78,10 +84,12 @@ def named_as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
                 ours[f"{layer.replace('mlp', 'ffn')}.down_proj.weight"] = tensor
             case "q_proj":
                 parts = [theirs[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-                ours[f"{layer.replace('self_attn', 'mixer')}.qkv_proj.weight"] = torch.cat(parts)
+                ours[f"{layer.replace('self_attn', 'mixer')}.qkv_proj.weight"] = in_groups(parts, dims.n_kv_heads)
             case "gate_proj":
                 parts = [tensor, theirs[name.replace("gate_proj", "up_proj")]]
-                ours[f"{layer.replace('mlp', 'ffn')}.gate_up_proj.weight"] = torch.cat(parts)
+                ours[f"{layer.replace('mlp', 'ffn')}.gate_up_proj.weight"] = in_groups(
+                    parts, dims.groups_of(dims.hidden)
+                )
     return ours
 
 
@@ -89,7 +97,7 @@ def twin(model: transformers.LlamaForCausalLM, shape: FixedShape, head: str = "t
     """Our backbone with the reference's weights."""
     spec = BackboneSpec(norm=FAMILY.norm, positions=FAMILY.positions, head=head)
     net = Backbone(spec, shape.resolve(), VOCAB).to(model.dtype).eval()
-    state = named_as_ours(model.state_dict())
+    state = named_as_ours(model.state_dict(), net.dims)
     if head == "tied":
         del state["head.weight"]
     net.load_state_dict(state)
@@ -105,7 +113,7 @@ def compare(model, net, tolerance: float) -> None:
     assert relative(ours, theirs) < tolerance
     (theirs * probe).sum().backward()
     (ours * probe).sum().backward()
-    wanted = named_as_ours({name: p.grad for name, p in model.named_parameters()})
+    wanted = named_as_ours({name: p.grad for name, p in model.named_parameters()}, net.dims)
     found = {name: p.grad for name, p in net.named_parameters()}
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():

@@ -26,7 +26,7 @@ class Lines:
         return [(line["step"], line[key]) for line in self.all if key in line]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(tiny_text):
     """Options of a tiny model on the tiny corpus."""
     return [*TINY, "--data.source.path", str(tiny_text)]

@@ -4,10 +4,11 @@ import pytest
 
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, read
+from lit_small_lm.data import encoding, streaming
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints
 
 
-class Crash(Exception):
+class Crash(BaseException):
     """Stands for a kill: nothing more is written after it."""
 
 
@@ -42,8 +43,21 @@ CASES = {
         ["--trainer.val_check_interval", "6", "--trainer.accumulate_grad_batches", "2"], 7),
     "validation on another step": (["--trainer.val_check_interval", "4"], 11),
     "several epochs": (["--data.batch_size", "EPOCH"], 7),
+    "every dropout, z-loss": (
+        ["--model.backbone.embedding_dropout", "0.1", "--model.backbone.layer.mixer.attention_dropout", "0.1",
+         "--model.backbone.layer.ffn.dropout", "0.1", "--model.backbone.z_loss", "0.001"], 7),
+    "moving average": (["--ema_decay", "0.9", "--trainer.val_check_interval", "4"], 7),
+    "Muon": (["--optim", "Muon", "--trainer.accumulate_grad_batches", "2"], 8),
     "epochs, not steps": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "3", "--data.batch_size", "EPOCH"], 4),
 }  # fmt: skip
+
+MIXED = [
+    "--data.source", "Mixture", "--data.packing", "best_fit", "--data.batch_size", "8",
+    "--data.warmup.batch_size", "6", "--data.warmup.seq_len", "9",
+    "--data.source.sources.pages.source", "TextFiles", "--data.source.sources.pages.weight", "0.7",
+    "--data.source.sources.notes.source", "TextFiles", "--data.source.sources.notes.weight", "0.3",
+]  # fmt: skip
+"""Everything that decides which rows a step takes, at once."""
 
 
 ODD = ["--model.backbone.layer.mixer.dropout", "0.1", "--model.backbone.layer.canon_at", "AC"]
@@ -202,7 +216,7 @@ def test_a_run_given_in_epochs_ends_and_stays_ended(tmp_path, tiny, lines, capsy
     text = tmp_path / "small.txt"
     text.write_text("a few words and then some more of them " * 10)  # 5 steps are an epoch
     argv = ["fit", *tiny, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]
-    assert main([*argv, "--trainer.max_epochs", "2"]) == 0  # beside max_steps 12: the first one reached ends the run
+    assert main([*argv, "--trainer.max_epochs", "2", "--trainer.max_steps", "-1"]) == 0
     assert lines(tmp_path / "run").pairs("train/loss")[-1][0] == 10
     assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume"]) == 2
     assert "finished" in capsys.readouterr().err.splitlines()[-1]
@@ -216,3 +230,106 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(tmp_path, tiny
     assert "training diverged" in last
     for file in checkpoints_in(tmp_path / "run"):
         assert all(tensor.isfinite().all() for tensor in read(file)["state_dict"].values())
+
+
+@pytest.fixture
+def mixed(tiny, tmp_path, monkeypatch):
+    """Options of a mixture of two folders of short documents, which are streamed in many windows."""
+    monkeypatch.setattr(streaming, "WINDOW", 200)
+    monkeypatch.setattr(encoding, "BATCH", 100)
+    options = [*tiny[:-2], *MIXED]
+    for name, words in (("pages", 9), ("notes", 4)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(40):
+            (folder / f"{number:02}.txt").write_text(f"{name} {number} " * (1 + number % words))
+        options += [f"--data.source.sources.{name}.source.path", str(folder)]
+    return options
+
+
+def killed_and_resumed(argv, changes, tmp_path, lines, crash_after):
+    """The metrics of an uninterrupted run, and of one that was killed and resumed with `changes`."""
+    assert main([*argv, "--run_dir", str(tmp_path / "whole")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", Checkpoints.on_train_batch_end)  # undone on the way out
+        crash_after(5)
+        with pytest.raises(Crash):
+            main([*argv, "--run_dir", str(tmp_path / "killed")])
+    assert main(["fit", "--run_dir", str(tmp_path / "killed"), "--resume", *changes]) == 0
+    return lines(tmp_path / "whole"), lines(tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("reading", "workers", "later"), [
+    ("prepared", "0", "2"), ("prepared", "2", "0"), ("streamed", "0", "1"), ("streamed", "1", "0"),
+])  # fmt: skip
+def test_a_mixture_goes_on_exactly(reading, workers, later, mixed, tmp_path, lines, crash_after):
+    """Best fit, both warm-ups, two sources; resumed with other loader workers."""
+    argv = ["fit", *mixed, "--data.reading", reading, "--data.num_workers", workers]
+    whole, resumed = killed_and_resumed(argv, ["--data.num_workers", later], tmp_path, lines, crash_after)
+    for key in ("train/loss", "val/loss", "val/pages/loss", "val/notes/bits_per_byte", "tokens"):
+        assert whole.pairs(key) == resumed.pairs(key) != [], key
+    assert dict(whole.pairs("tokens"))[2] == 2 * 1 * 16  # an eighth of the batch at first
+    last, last_resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all((last[key] == last_resumed[key]).all() for key in last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reading", ["prepared", "streamed"])
+def test_a_mixture_goes_on_at_another_accumulation(reading, mixed, tmp_path, lines, crash_after):
+    """The same rows in every step; sums of other batches round differently."""
+    argv = ["fit", *mixed, "--data.reading", reading, "--data.batch_size", "16"]
+    changed = ["--trainer.accumulate_grad_batches", "2"]
+    whole, resumed = killed_and_resumed(argv, changed, tmp_path, lines, crash_after)
+    assert resumed.pairs("tokens") == whole.pairs("tokens")
+    wanted = [(step, pytest.approx(loss, rel=1e-5)) for step, loss in whole.pairs("train/loss")]
+    assert resumed.pairs("train/loss") == wanted
+
+
+def test_a_run_given_in_tokens_decays_ends_and_goes_on(tmp_path, tiny, lines, monkeypatch, crash_after, capsys):
+    argv = ["fit", *tiny, "--trainer.max_steps", "-1", "--max_tokens", "700", "--run_dir", str(tmp_path / "run")]
+    crash_after(7)
+    with pytest.raises(Crash):
+        main(argv)
+    monkeypatch.undo()
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume"]) == 0
+    found = lines(tmp_path / "run")
+    assert found.pairs("tokens")[-1] == (11, 704)  # the fewest steps of 4 x 16 tokens that reach 700
+    rates = dict(found.pairs("train/lr"))
+    assert "--branch_from" in (said := capsys.readouterr().err) and "--max_tokens 1400" in said
+    assert rates[11] < rates[9] == rates[8]  # a fifth of the run, two steps, is decay
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume"]) == 2
+    assert "max_tokens: 11 steps; the run is finished" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume", "--max_tokens", "7000"]) == 2
+    assert "decays from step 9 on" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--max_tokens", "500"], "trainer.max_steps and max_tokens"),
+        (["--trainer.max_epochs", "5"], "trainer.max_steps and trainer.max_epochs"),
+        (["--data.batch_tokens", "64"], "data.batch_size: 4 beside data.batch_tokens 64"),
+        (["--data.batch_size", "null", "--data.batch_tokens", "100"], "multiples of data.seq_len, 16"),
+        (["--data.micro_batch_size", "3"], "divisors of 4"),
+        (["--data.micro_batch_size", "2", "--trainer.accumulate_grad_batches", "4"], "accumulate_grad_batches 4"),
+        (["--data.warmup.batch_size", "3"], "data.batch_size, which is 4"),
+        (["--data.warmup.seq_len", "3", "--data.seq_len", "20"], "data.seq_len, which is 20"),
+        (["--data.warmup.batch_size", "3", "--data.batch_size", "8", "--trainer.accumulate_grad_batches", "2"],
+         "begins with 1; allowed: multiples of 16"),
+        (["--data.reading", "streamed", "--trainer.max_steps", "-1", "--trainer.max_epochs", "1"],
+         "trainer.max_epochs"),
+        (["--data.packing", "first_fit"], "best_fit"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_named(wrong, says, tmp_path, tiny, capsys):
+    assert main(["fit", *tiny, *wrong, "--run_dir", str(tmp_path / "run")]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_batches_given_in_tokens_and_small_ones_are_the_same_training(tmp_path, tiny, lines):
+    assert main(["fit", *tiny, "--run_dir", str(tmp_path / "a")]) == 0
+    asked = ["--data.batch_size", "null", "--data.batch_tokens", "64", "--data.micro_batch_size", "1"]
+    assert main(["fit", *tiny, *asked, "--run_dir", str(tmp_path / "b")]) == 0
+    first, second = lines(tmp_path / "a").pairs("train/loss"), lines(tmp_path / "b").pairs("train/loss")
+    assert second == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in first]

@@ -7,6 +7,7 @@ a checkpoint is written: a line for every step, without a synchronisation for ev
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lit_small_lm.errors import RunError
+from lit_small_lm.ranks import data_rank
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import Position, RunLogger
 
@@ -25,10 +27,17 @@ class _Step:
     tokens_per_second: float
     values: Tensor
     """(3,) nats and token count of this process, gradient norm."""
+    terms: dict[str, Tensor]
+    """Other loss terms of this process, summed."""
+    scalars: dict[str, Tensor]
+    """What the network recorded in this process, averaged over its batches."""
 
 
 class StepMetrics(Callback):
-    """Logs train/loss (nats per token), train/lr, train/grad_norm and train/tokens_per_second for every step."""
+    """Logs train/loss (nats per token), train/lr, train/grad_norm and train/tokens_per_second for every step.
+
+    Beside them train/NAME of every other loss term (per token) and of every scalar the network recorded.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[_Step] = []
@@ -48,13 +57,15 @@ class StepMetrics(Callback):
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         nats, count = pl_module.sums.nats, pl_module.sums.count
-        tokens = pl_module.sums.tokens * trainer.world_size
+        tokens = pl_module.sums.tokens * data_rank(trainer).size
         pl_module.tokens_seen += tokens
         pl_module.seconds += elapsed
         norm = pl_module.grad_norm if pl_module.grad_norm is not None else nats.new_tensor(float("nan"))
         position = Position(trainer.global_step, pl_module.tokens_seen, pl_module.seconds)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._waiting.append(_Step(position, lr, tokens / elapsed, torch.stack([nats, count, norm.double()])))
+        values, sums = torch.stack([nats, count, norm.double()]), pl_module.sums
+        scalars = {name: total / sums.batches for name, total in sums.scalars.items()}
+        self._waiting.append(_Step(position, lr, tokens / elapsed, values, dict(sums.terms), scalars))
         self._move(trainer, position)
         due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1
         if due or trainer.global_step >= trainer.max_steps:
@@ -76,8 +87,11 @@ class StepMetrics(Callback):
         steps, self._waiting = self._waiting, []
         values = torch.stack([step.values for step in steps])  # (steps, 3)
         sums = trainer.strategy.reduce(values[:, :2].clone(), reduce_op="sum").tolist()
-        for step, (nats, count), norm in zip(steps, sums, values[:, 2].tolist(), strict=True):
+        others = others_of(steps, trainer)
+        for step, (nats, count), norm, (terms, scalars) in zip(steps, sums, values[:, 2].tolist(), others, strict=True):
             self.latest = {
+                **{f"train/{name}": value / count for name, value in terms.items()},
+                **{f"train/{name}": value / trainer.world_size for name, value in scalars.items()},
                 "train/loss": nats / count,
                 "train/lr": step.lr,
                 "train/grad_norm": norm,
@@ -106,3 +120,14 @@ class StepMetrics(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.position = position
+
+
+def others_of(steps: Sequence[_Step], trainer: Trainer) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """The other terms and scalars of each step, summed over processes; fetched together."""
+    waiting = [value for step in steps for value in (*step.terms.values(), *step.scalars.values())]
+    if not waiting:
+        return [({}, {})] * len(steps)
+    found = iter(trainer.strategy.reduce(torch.stack(waiting), reduce_op="sum").tolist())
+    return [
+        ({name: next(found) for name in step.terms}, {name: next(found) for name in step.scalars}) for step in steps
+    ]
