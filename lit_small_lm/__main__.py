@@ -1,19 +1,28 @@
 """`lit-small-lm COMMAND`: dispatch. Help, version and a mistyped command answer before torch is imported."""
 
+import errno
 import importlib
-import os
 import sys
+import time
+import traceback
 import warnings
 
 from lit_small_lm import __version__
-from lit_small_lm.errors import RequestError, RunError, nearest, request_lines, shown
+from lit_small_lm.errors import RequestError, RunError, nearest, place_of, request_lines, shown
+from lit_small_lm.ranks import process_number
 
+SECONDS_TO_END = 3
+"""Of several processes that fail alike, the first one says why, and has this long to end the others."""
 COMMANDS = {
     "fit": ("lit_small_lm.cli.lit", "train a model, start to finish; --resume continues a run"),
     "validate": ("lit_small_lm.cli.lit", "score the validation split with a run's newest checkpoint"),
     "test": ("lit_small_lm.cli.lit", "score the test split once and write test.json"),
+    "prepare": ("lit_small_lm.cli.prepare", "tokenise the data of a configuration before training"),
     "generate": ("lit_small_lm.cli.generate", "write text with a trained model"),
+    "doctor": ("lit_small_lm.cli.doctor", "say what of this machine is usable for training, what is not, and why"),
     "plugins": ("lit_small_lm.cli.plugins", "list every plug-in: kind, name, origin, what it is"),
+    "schema": ("lit_small_lm.cli.json_schema", "print a JSON Schema of configurations, for editors"),
+    "completion": ("lit_small_lm.cli.completion", "print a completion script for bash, zsh or fish"),
 }
 
 
@@ -39,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 done, 1 failed while running, 2 a wrong request."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        _refuse_unreadable(argv)
         return _dispatch(argv)
     except RequestError as error:
         _complain(error)
@@ -47,11 +57,19 @@ def main(argv: list[str] | None = None) -> int:
         _complain(error)
         return 1
     except OSError as error:
-        _complain(RunError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
-        return 1
+        _complain(RunError(f"{shown(str(error.filename))}: {error.strerror}" if error.filename else str(error)))
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
     except KeyboardInterrupt:
-        print("error: stopped by SIGINT", file=sys.stderr)
+        if process_number() == 0:
+            print("error: stopped by SIGINT", file=sys.stderr)
         return 130
+    except SystemExit as end:  # a parser has printed its help
+        return end.code if isinstance(end.code, int) else 0
+    except Exception as error:  # a mistake in the code of this package or of a plug-in: its author needs to see where
+        if process_number() == 0:
+            traceback.print_exc()
+        _complain(RunError(f"{type(error).__name__} in {place_of(error)}: {shown(str(error))}"))
+        return 1
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -69,10 +87,22 @@ def _dispatch(argv: list[str]) -> int:
     return importlib.import_module(module).run(argv[0], argv[1:])
 
 
+def _refuse_unreadable(argv: list[str]) -> None:
+    """Raise RequestError for an argument that no file name or YAML can hold."""
+    for word in argv:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise RequestError(f"{shown(word)}: holds bytes that are not UTF-8; allowed: UTF-8 text")
+        if "\0" in word:
+            raise RequestError(f"{shown(word)}: holds a NUL character; allowed: text without it")
+
+
 def _complain(error: Exception) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
-        for line in request_lines(error):
-            print(line, file=sys.stderr)
+    """Say why the command failed."""
+    number = process_number()
+    if number:
+        time.sleep(SECONDS_TO_END)  # what it says afterwards is its own trouble
+    for line in request_lines(error):
+        print(f"process {number}: {line}" if number else line, file=sys.stderr)
 
 
 if __name__ == "__main__":

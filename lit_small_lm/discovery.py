@@ -6,6 +6,7 @@ to import is a warning that names file and exception, and the rest load.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -13,22 +14,37 @@ import importlib.util
 import pkgutil
 import re
 import sys
-import traceback
 import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lit_small_lm.errors import RequestError, shown
-from lit_small_lm.spec import Spec, class_path, kinds, known, origin
+from lit_small_lm.errors import RequestError, place_of, shown
+from lit_small_lm.spec import PLUGIN_API, Spec, class_path, kinds, known, origin
 
 GROUP = "lit_small_lm.plugins"
 USER_PACKAGE = "lit_small_lm_user"
-BUILT_IN = ("backbone", "shapes", "nn", "objectives", "samplers", "data.sources", "data.tokenizer", "training.optim")
+BUILT_IN = (
+    "backbone",
+    "shapes",
+    "nn",
+    "objectives",
+    "samplers",
+    "data.sources",
+    "data.tables",
+    "data.mixture",
+    "data.tokenizer",
+    "training.optim",
+    "training.muon",
+)
 
 
 class PluginWarning(UserWarning):
     """A plug-in could not be loaded."""
+
+
+class OtherInterface(ImportError):
+    """A plug-in was written for another version of the contracts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +61,9 @@ class Origin:
 
 
 _DISTRIBUTIONS: dict[str, str] = {}
+_DECLARED = re.compile(r"^LIT_SMALL_LM_PLUGIN_API\s*=\s*(\d+)", re.MULTILINE)
+not_loaded: list[str] = []
+"""Why plug-ins could not be loaded, as of the last `discover`; a name that is not known may have been theirs."""
 
 
 def discover(paths: Iterable[str | Path] = ()) -> None:
@@ -54,16 +73,23 @@ def discover(paths: Iterable[str | Path] = ()) -> None:
         paths: files (`x.py`) or folders (every `*.py` in them, and packages) of the user.
 
     Raises:
-        RequestError: a path does not exist or cannot be a plug-in, or two classes share a name.
+        RequestError: a path does not exist or cannot be a plug-in, a file named here cannot be loaded, or two classes
+            share a name. What else cannot be loaded is a warning.
     """
+    not_loaded.clear()
     for room in BUILT_IN:
         _import_all(f"lit_small_lm.{room}")
     _import_all(GROUP)
     for entry in importlib.metadata.entry_points(group=GROUP):
-        if _attempt(entry.value, entry.load) and entry.dist is not None:
+        module = importlib.util.find_spec(entry.module.split(".")[0])
+        file = Path(module.origin) if module is not None and module.origin else None
+        if _attempt(entry.value, entry.load, file) and entry.dist is not None:
             _DISTRIBUTIONS[entry.module.split(".")[0]] = f"{entry.dist.name} {entry.dist.version}"
     for path in paths:
         _load_path(Path(path))
+    if not_loaded:
+        more = f"; and {len(not_loaded) - 1} more plug-ins were not loaded" if len(not_loaded) > 1 else ""
+        warnings.warn(not_loaded[0] + more, PluginWarning, stacklevel=2)
     for kind in kinds().values():
         known(kind)
 
@@ -101,25 +127,31 @@ def _import_all(name: str) -> None:
         if ".test_" in info.name:
             continue
         if name == GROUP:
-            _attempt(info.name, lambda found=info.name: importlib.import_module(found))
+            _attempt(info.name, functools.partial(importlib.import_module, info.name))
         else:
             importlib.import_module(info.name)
 
 
-def _attempt(what: str, load) -> bool:
+def _attempt(what: str, load: Callable[[], object], file: Path | None = None) -> bool:
+    """Load a plug-in that others can do without; `file` may declare the interface it was written for."""
     try:
+        if file is not None and file.suffix == ".py":
+            _refuse_other_interface(file)
         load()
         return True
     except RequestError:
         raise
     except (Exception, SystemExit) as error:  # a broken plug-in must not take the others down
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = frame.filename, frame.lineno
-        if isinstance(error, SyntaxError):
-            file, line = error.filename, error.lineno
-        where = f"{type(error).__name__} in {file}:{line}: {shown(str(error))}"
-        warnings.warn(f"plug-in {what} was not loaded: {where}", PluginWarning, stacklevel=2)
+        kind, text = type(error).__name__, shown(str(error))
+        why = text if isinstance(error, OtherInterface) else f"{kind} in {place_of(error)}: {text}"
+        not_loaded.append(f"plug-in {what} was not loaded: {why}")
         return False
+
+
+def _refuse_other_interface(file: Path) -> None:
+    declared = _DECLARED.search(file.read_text("utf-8", errors="replace"))
+    if declared and int(declared[1]) != PLUGIN_API:
+        raise OtherInterface(f"written for plug-in interface {declared[1]}; this is interface {PLUGIN_API}")
 
 
 def _load_path(path: Path) -> None:
@@ -132,7 +164,8 @@ def _load_path(path: Path) -> None:
         package = sys.modules[USER_PACKAGE] = types.ModuleType(USER_PACKAGE)
         package.__path__ = []
     for file in files:
-        _attempt(str(file), lambda file=file: _load_file(file))
+        if not _attempt(str(file), functools.partial(_load_file, file), file) and path.is_file():
+            raise RequestError(f"--plugins: {not_loaded.pop()}")
 
 
 def _plugin_files(folder: Path) -> Iterable[Path]:

@@ -5,12 +5,18 @@ request that failed while it ran). Their text is one line: what was asked for, t
 """
 
 import difflib
+import re
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterable
 
 WIDTH = 300
 """The longest line of an error message."""
 MOST_LINES = 5
+LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+PLACE = re.compile(r"(?:[^ ]+:\d+: )?[^:]*")
+"""How a fault begins: `--option`, or `file.yaml:12: key`."""
 
 
 class RequestError(ValueError):
@@ -33,6 +39,11 @@ def shown(value: object) -> str:
     return _cut(_escaped(value if isinstance(value, str) else repr(value)), 120)
 
 
+def one(noun: str) -> str:
+    """The noun with its article."""
+    return f"{'an' if noun[:1] in 'AEIOUaeiou' else 'a'} {noun}"
+
+
 def nearest(name: str, known: Iterable[str], prefix: str = "", suffix: str = "") -> str:
     """`'; did you mean X?'` for the closest of `known`, or nothing when none is close."""
     lowered = {k.lower(): k for k in known}
@@ -52,15 +63,36 @@ def not_known(where: str, name: str, known: Iterable[str], what: str = "") -> Re
 def request_lines(error: Exception) -> list[str]:
     """At most five lines for an error, safe on a terminal, the last one beginning with `error: `.
 
-    Faults that do not get a line of their own are named by their place.
+    Faults that do not get a line of their own are named by their place, as many of them as fit.
     """
     lines = [_escaped(line) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if len(lines) > MOST_LINES:
-        hidden, lines = lines[: 1 - MOST_LINES], lines[1 - MOST_LINES :]
-        places = ", ".join(dict.fromkeys(line.split(": ")[0] for line in hidden))
-        lines = [f"... and {len(hidden)} more: {places}", *lines]
+        lines = _packed(lines)
     lines = [_cut(line, WIDTH) for line in lines]
     return [*lines[:-1], "error: " + _cut(lines[-1], WIDTH - len("error: "))]
+
+
+def _packed(lines: list[str]) -> list[str]:
+    """Five lines of many: whole ones last, as many as leave room for the places of the others before them."""
+    for whole in range(MOST_LINES - 1, 0, -1):
+        hidden = lines[:-whole]
+        packed = [f"... and {len(hidden)} more: "]
+        for place in dict.fromkeys(PLACE.match(line)[0] for line in hidden):
+            if len(packed[-1]) + len(place) + 2 > WIDTH:
+                packed.append("    ")
+            packed[-1] += ("" if packed[-1].endswith(" ") else ", ") + _cut(place, 80)
+        if len(packed) + whole <= MOST_LINES:
+            break
+    return [*packed[: MOST_LINES - whole], *lines[-whole:]]
+
+
+def place_of(error: BaseException) -> str:
+    """`file:line` of the code that raised; where a library did, of the line that called it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
+    return next((f"{frame.filename}:{frame.lineno}" for frame in [*frames[:1], *ours][::-1]), "unknown")
 
 
 def _escaped(text: str) -> str:

@@ -5,7 +5,9 @@ workers and after any resume, because nothing has to be remembered between two d
 """
 
 import hashlib
+import random
 
+import numpy as np
 import torch
 
 
@@ -18,3 +20,11 @@ def fold(*counters: int | str) -> int:
 def generator(*counters: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator seeded with `fold(*counters)`."""
     return torch.Generator(device=device).manual_seed(fold(*counters))
+
+
+def seed_all(*counters: int | str) -> None:
+    """Seed every global generator with `fold(*counters)`, for code that draws from one, such as dropout."""
+    seed = fold(*counters)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

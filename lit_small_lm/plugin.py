@@ -2,6 +2,9 @@
 
 To extend the package, subclass one kind below as a frozen dataclass; nothing else has to be registered.
 A Spec is a value (config, help text, saved record); what it builds is a plain `nn.Module`.
+
+A plug-in may say which version of these contracts it was written for, in a line of its own at the top of its file:
+`LIT_SMALL_LM_PLUGIN_API = 1`. With another version (`PLUGIN_API`) it is not loaded, and both versions are named.
 """
 
 import abc
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from lit_small_lm.batch import Batch, Query, Specials
 from lit_small_lm.context import Context, Kind
 from lit_small_lm.roles import Embedding, Linear  # noqa: F401  (offered here to authors of plug-ins)
-from lit_small_lm.spec import Spec, find, kinds, known, setting  # noqa: F401
+from lit_small_lm.spec import PLUGIN_API, Spec, find, kinds, known, setting  # noqa: F401
 
 EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional")
 Branch = Callable[[Tensor], Tensor]
@@ -35,6 +38,13 @@ class Dims:
     n_kv_heads: int
     head_dim: int
     hidden: int
+
+    def groups_of(self, width: int) -> int:
+        """Into how many groups `width` channels of a fused projection fall: one a key/value head, if they divide it.
+
+        Parts that follow it can be cut by tensor parallelism wherever attention can.
+        """
+        return self.n_kv_heads if width % self.n_kv_heads == 0 else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +317,7 @@ class Document(NamedTuple):
     text: str
 
 
-class Part(NamedTuple):
+class SourcePart(NamedTuple):
     """A piece of a source that is read from its beginning, such as a file."""
 
     name: str
@@ -316,6 +326,8 @@ class Part(NamedTuple):
     """Bytes to read, for progress; 0 if unknown."""
     digest: str
     """SHA-256 of its content, or a revision that stands for it."""
+    documents: int = 0
+    """How many documents it holds, for progress; 0 if unknown."""
 
 
 class Component(NamedTuple):
@@ -331,7 +343,7 @@ class Source(Spec):
     """Where documents come from. Which split a document belongs to is decided by its text, not by the source."""
 
     @abc.abstractmethod
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourcePart]:
         """The pieces, always in the same order. Raises RequestError if there is nothing to read."""
 
     @abc.abstractmethod

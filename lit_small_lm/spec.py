@@ -14,9 +14,11 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from lit_small_lm.errors import RequestError, not_known, shown
+from lit_small_lm.errors import RequestError, not_known, one, shown
 
 S = TypeVar("S", bound="Spec")
+PLUGIN_API = 1
+"""The version of the contracts in `plugin`. It grows when a plug-in that kept them would no longer work."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def type_text(hint: Any) -> str:
     if hint is type(None):
         return "null"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(hint) or (f"a {hint.__name__}" if isinstance(hint, type) else str(hint))
+    return names.get(hint) or (one(hint.__name__) if isinstance(hint, type) else str(hint))
 
 
 def class_path(cls: type) -> str:

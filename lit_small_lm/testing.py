@@ -7,6 +7,7 @@ message is the name of the function, below or in `testing_network`, that tries i
 import ast
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 import textwrap
@@ -20,7 +21,6 @@ from lit_small_lm.context import Context
 from lit_small_lm.plugin import (
     Batch,
     Dims,
-    Document,
     Init,
     Noise,
     Norm,
@@ -298,16 +298,20 @@ def turns_text_to_ids_and_back(spec: Tokenizer, dims: Dims) -> None:
         require(again.encode([text]) == [ids], f"a restored encoder gives {text!r} other ids")
 
 
-def opens_the_same_documents_every_time(spec: Source, dims: Dims) -> None:
-    """A source gives the same documents again; splits share none."""
+def reads_the_same_documents_every_time(spec: Source, dims: Dims) -> None:
+    """A source has the same parts, documents and fingerprint whenever it is asked; weights of a mixture sum to 1."""
     first, second = dataclasses.replace(spec), dataclasses.replace(spec)
+    parts = list(first.parts())
+    require(parts, "it has no parts")
+    require(parts == list(second.parts()), "two lists of its parts differ")
     require(first.fingerprint() == second.fingerprint(), "two fingerprints of one source differ")
-    seen: set[Document] = set()
-    for split in ("train", "validation", "test"):
-        documents = list(first.open(split))
-        require(documents == list(second.open(split)), f"two openings of {split} differ")
-        require(seen.isdisjoint(documents), f"{split} shares documents with another split")
-        seen.update(documents)
+    for number in range(min(len(parts), 3)):
+        documents = list(itertools.islice(first.read(number), 100))
+        again = list(itertools.islice(second.read(number), 100))
+        require(documents == again, f"two readings of part {parts[number].name} differ")
+        require(all(isinstance(document.text, str) for document in documents), "a document's text is no text")
+    shares = [component.weight for component in first.components()]
+    require(math.isclose(sum(shares), 1) and min(shares) > 0, f"weights {shares} do not sum to 1")
 
 
 GENERIC = (
@@ -326,5 +330,5 @@ BY_KIND: dict[type[Spec], tuple[Callable, ...]] = {
     Sampler: (extends_the_prompt_and_counts, draws_the_same_text_from_the_same_key),
     Optim: (steps_every_parameter_once,),
     Tokenizer: (turns_text_to_ids_and_back,),
-    Source: (opens_the_same_documents_every_time,),
+    Source: (reads_the_same_documents_every_time,),
 }

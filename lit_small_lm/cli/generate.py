@@ -12,7 +12,7 @@ from lit_small_lm.errors import RequestError
 
 def run(command: str, argv: list[str]) -> int:
     """Generate as asked; prints the text as it is drawn, or one JSON object with `--json`."""
-    args = _parser().parse_args(argv)
+    args = parser(command).parse_args(argv)
     _check(args)
     from lit_small_lm.checkpoint import load
     from lit_small_lm.samplers.autoregressive import Autoregressive
@@ -35,7 +35,8 @@ def run(command: str, argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> Options:
+def parser(command: str) -> Options:
+    """The command's options."""
     parser = Options(prog="lit-small-lm generate", description="Write text with a trained model.")
     parser.add_argument("path", type=Path, metavar="RUN_DIR", help="a run directory, or one checkpoint file")
     parser.add_argument("--prompt", default="", help="what the text begins with; - reads standard input")

@@ -1,8 +1,10 @@
 """`lit-small-lm fit | validate | test`: LightningCLI with families, shapes and plug-ins by short name."""
 
+import json
 import logging
 import os
 import re
+import signal
 import warnings
 from typing import Any, NoReturn
 
@@ -11,19 +13,22 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_small_lm.cli import report, run_options
+from lit_small_lm import __version__
+from lit_small_lm.cli import lightning_parts, report, run_options, stops
+from lit_small_lm.cli.preparation import Shown
 from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import Start
 from lit_small_lm.cli.schema import Option, group, plain, slot
 from lit_small_lm.data.datamodule import TokenData
 from lit_small_lm.discovery import discover, trusted_packages
-from lit_small_lm.errors import RequestError, nearest, shown
+from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Optim, Spec
-from lit_small_lm.spec import final_classes
+from lit_small_lm.ranks import number_here
 from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
+from lit_small_lm.training.callbacks.ema import EMA
 from lit_small_lm.training.callbacks.progress import RunProgress
 from lit_small_lm.training.callbacks.run_files import RunFiles
 from lit_small_lm.training.callbacks.step_metrics import StepMetrics
@@ -31,6 +36,7 @@ from lit_small_lm.training.callbacks.wsd import WSDSchedule
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import RunLogger
 from lit_small_lm.training.optim import AdamW
+from lit_small_lm.training.parallel import FSDP2
 from lit_small_lm.training.run_dir import write_json
 
 TRAINER_DEFAULTS = {
@@ -44,33 +50,31 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 """Lightning's own checkpoints, summary and sampler are replaced by this package's."""
-LIGHTNING_KINDS = {"trainer.callbacks": Callback, "trainer.logger": Logger}
-"""Options that name Lightning's own classes."""
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
 """The numbers mean what they mean to Lightning: 16 and bf16 are mixed."""
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
+ACTIVATION_CHECKPOINTING = ("off", "layers")
 
 
 def roots() -> dict[str, Option]:
     """The top-level options, as the request checker wants them; our own classes check their ranges themselves."""
     trainer = {
+        **lightning_parts.OPTIONS,
         "max_steps": {"low": -1, "high": 2**53},
-        "max_epochs": {"low": -1},
-        "accumulate_grad_batches": {"low": 1},
-        "gradient_clip_val": {"low": 0},
-        "log_every_n_steps": {"low": 1},
-        "val_check_interval": {"above": 0},
         "precision": {"choices": PRECISIONS},
         "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda")},
     }
     return {
         "model": slot(LanguageModule),
-        "data": group(TokenData),
+        "data": group(TokenData, {"num_workers": {"low": 0, "high": 256}}),
         "optim": slot(Optim, AdamW()),
         "schedule": group(WSDSchedule),
         "checkpoints": group(Checkpoints),
         "trainer": group(Trainer, trainer),
         "compile": plain(str, "off", {"choices": COMPILE_MODES}),
+        "activation_checkpointing": plain(str, "off", {"choices": ACTIVATION_CHECKPOINTING}),
+        "max_tokens": plain(int | None, None, {"low": 1, "high": 2**53}),
+        "ema_decay": plain(float | None, None, {"above": 0, "below": 1}),
         "seed_everything": plain(int, 0, {"low": 0, "high": 2**32 - 1}),
     }
 
@@ -78,6 +82,7 @@ def roots() -> dict[str, Option]:
 def run(command: str, argv: list[str]) -> int:
     """Run one of the three commands; returns the exit status."""
     quiet()
+    os.environ.pop("JSONARGPARSE_DEFAULT_ENV", None)  # options come from the command line and from files
     options, rest = run_options.take(command, run_options.with_packaged_files(argv))
     discover(options.plugins)
     set_parsing_settings(
@@ -88,6 +93,8 @@ def run(command: str, argv: list[str]) -> int:
     )
     asks_help = bool({"-h", "--help"} & set(rest))
     start = Start() if asks_help else run_options.start_of(command, options)
+    if start.notice:
+        report.say(start.notice)
     request = check_request(rest, roots(), base=start.config or "", beside=list(vars(options)))
     for notice in request.notices:
         report.say(notice)
@@ -112,7 +119,7 @@ def quiet() -> None:
 class ShortErrors(LightningArgumentParser):
     """A parser whose errors are one line, without the usage.
 
-    The request has been checked before; what is left are values of Lightning's own types, such as callbacks.
+    The request has been checked before; what is left are values of Lightning's own types, such as plugins.
     """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -123,10 +130,7 @@ class ShortErrors(LightningArgumentParser):
         option = next((line for line in lines if line.startswith("Option")), None)
         if option is not None:
             raise RequestError(f"{key[1]}: {option}")
-        kind = LIGHTNING_KINDS.get(key[1])
-        names = sorted({cls.__name__ for cls in final_classes(kind)}) if kind else []
-        known = f"; known: {', '.join(names)}" if names else ""
-        raise RequestError(f"{key[1]}: {shown(value[1])} is not accepted{nearest(value[1], names)}{known}")
+        raise RequestError(f"{key[1]}: {shown(value[1])} is not accepted")
 
 
 class LitCLI(LightningCLI):
@@ -174,6 +178,26 @@ class LitCLI(LightningCLI):
         parser.add_argument(
             "--compile", type=str, default="off", help="off, or a mode of torch.compile, such as default"
         )
+        parser.add_argument(
+            "--activation_checkpointing",
+            type=str,
+            default="off",
+            help="layers: keep only the input of every layer for the backward pass and run the layer again there, "
+            "which saves memory and costs about a third of the time; off: keep everything",
+        )
+        parser.add_argument(
+            "--max_tokens",
+            type=int | None,
+            default=None,
+            help="training tokens after which the run ends; instead of trainer.max_steps and trainer.max_epochs",
+        )
+        parser.add_argument(
+            "--ema_decay",
+            type=float | None,
+            default=None,
+            help="share of the weights' moving average that stays at each step, such as 0.999 (above 0, below 1); "
+            "the averaged weights are evaluated, saved and loaded; null: no average",
+        )
         parser.add_lightning_class_args(WSDSchedule, "schedule")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
@@ -187,9 +211,10 @@ class LitCLI(LightningCLI):
         if self.subcommand == "fit":
             if trainer.max_steps == 0 or trainer.limit_train_batches == 0:
                 raise RequestError("trainer.max_steps, trainer.limit_train_batches: 0; allowed: at least 1")
-            if trainer.max_steps == -1 and trainer.max_epochs is None:
-                raise RequestError("trainer.max_steps: not given; a run needs trainer.max_steps or trainer.max_epochs")
-        self.config_text = self._parser(self.subcommand).dump(config, skip_unset=False)
+            stops.check(config)
+            lightning_parts.refuse_contradiction(trainer)
+        version = f"lit_small_lm: {json.dumps(__version__)}\n"
+        self.config_text = version + self._parser(self.subcommand).dump(config, skip_unset=False)
         self._report_changes()
 
     def _report_changes(self) -> None:
@@ -201,33 +226,39 @@ class LitCLI(LightningCLI):
                 raise RequestError(
                     f"{key}: {after!r}, but the checkpoint has {before!r}; use --init_from to take its weights only"
                 )
+            if key == "optim.class_path":
+                now, then = (str(path).rpartition(".")[2] for path in (after, before))
+                raise RequestError(
+                    f"optim: {now}, but the checkpoint has the state of {then}; --init_from takes its weights only"
+                )
             report.say(f"changed: {key}: {before!r} -> {after!r}")
         if self.subcommand == "fit":
             self._refuse_finished(yaml.safe_load(self.start.config), yaml.safe_load(self.config_text))
 
     def _refuse_finished(self, before: dict[str, Any], after: dict[str, Any]) -> None:
-        step, old, new = self.start.step, before["trainer"]["max_steps"], after["trainer"]["max_steps"]
+        step, old, new, key = self.start.step, stops.steps_of(before), stops.steps_of(after), stops.given(after)[0]
         if step >= new > 0:
             raise RequestError(
-                f"trainer.max_steps: {new}; the run is finished, at step {step}; for more steps branch from a "
+                f"{key}: {new} steps; the run is finished, at step {step}; for more steps branch from a "
                 "checkpoint before its decay with --branch_from"
             )
         decayed = WSDSchedule(**before["schedule"]).decay_start(old) if old > 0 else step
         if new > old and step > decayed:
             raise RequestError(
-                f"trainer.max_steps: {new}; the learning rate of this run decays from step {decayed} on, the "
+                f"{key}: {new} steps; the learning rate of this run decays from step {decayed} on, the "
                 f"checkpoint is at step {step}; extend with --branch_from a checkpoint of step {decayed} or before"
             )
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            raise request_error_behind(error) from None
+        except Exception as error:  # jsonargparse wraps what a constructor raises, more than once
+            raise lightning_parts.refusal(error) from None
         config = self.config_init[self.subcommand]
         self.model.optim, self.model.compile_mode = config.optim, config.compile
+        self.model.activation_checkpointing = config.activation_checkpointing
         self.model.seed = self.datamodule.seed = config.seed_everything
-        self.datamodule.encoder_record = self.start.encoder
+        self.datamodule.encoder_record, self.datamodule.max_tokens = self.start.encoder, config.max_tokens
         if self.subcommand == "fit":
             self.model.config, self.model.init_from = self.config_text, self.options.init_from
 
@@ -241,8 +272,14 @@ class LitCLI(LightningCLI):
             RunLogger(),
             *(logger for logger in listed(config["logger"]) if not isinstance(logger, bool)),
         ]
-        config["callbacks"] = [*listed(config["callbacks"]), *self._callbacks(settings)]
-        return make_trainer(config)
+        average = [] if settings.ema_decay is None else [EMA(settings.ema_decay)]
+        if self.datamodule.store is None:
+            lightning_parts.refuse_unlogged(listed(config["callbacks"]), self.model.monitored(self.datamodule.source))
+        config["callbacks"] = [*listed(config["callbacks"]), *average, *self._callbacks(settings)]
+        trainer = make_trainer(config)
+        for callback in average:
+            callback.refuse_sharded(trainer.strategy)
+        return trainer
 
     def _callbacks(self, settings: Any) -> list[Callback]:
         """Step metrics first and checkpoints last, so that a checkpoint holds the counters of its step."""
@@ -256,12 +293,21 @@ class LitCLI(LightningCLI):
     def fit(self, model: LanguageModule, **kwargs: Any) -> None:
         """Train, then show what came of it."""
         checkpoint = str(self.start.checkpoint) if self.start.checkpoint else None
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDP2):
+            strategy.refuse_model(model.backbone, model.dims)
+        if number_here() == 0:
+            self.datamodule.pace.check_shares(1, self.trainer.accumulate_grad_batches)
+            self.datamodule.tell = Shown("data")
             self.datamodule.prepare_data()  # text that cannot be read is found before other processes start
         try:
             self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise RequestError(f"trainer: {' '.join(str(error).split())}") from error
+        except Exception:
+            if isinstance(strategy.launcher, _SubprocessScriptLauncher):
+                strategy.launcher.kill(signal.SIGTERM)  # the processes it started would wait for this one
+            raise
         if self.trainer.is_global_zero:
             report.finish(self.files.folder, self.trainer, model, self.options.plugins)
 
@@ -297,18 +343,12 @@ class LitCLI(LightningCLI):
         return {key: None if value != value else value for key, value in record.items()}  # NaN is no JSON
 
 
-def request_error_behind(error: BaseException) -> BaseException:
-    """The RequestError of a constructor that jsonargparse has wrapped in its own words; else the error itself."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, RequestError):
-        found = found.__cause__ or found.__context__
-    return found or error
-
-
 def make_trainer(config: dict[str, Any]) -> Trainer:
     """Lightning's Trainer; what it refuses (a device that is not there, a strategy it does not know) in one line."""
     try:
         return Trainer(**config)
+    except RequestError:
+        raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         asked = ", ".join(f"{key}={config[key]!r}" for key in ("accelerator", "devices", "strategy", "precision"))
         raise RequestError(f"trainer: {' '.join(str(error).split())[:150]} (asked for: {asked})") from error

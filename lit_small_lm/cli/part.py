@@ -1,6 +1,7 @@
 """One place of a request, and what it holds: a value, or a class with the options given for it."""
 
 import dataclasses
+import enum
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,9 +14,11 @@ from lit_small_lm.cli.schema import (
     allowed,
     alternatives,
     is_opaque,
+    names,
     options_of,
     plain_data,
     read,
+    refined,
 )
 from lit_small_lm.spec import Spec, class_path, known
 
@@ -62,7 +65,7 @@ class Part:
         """The file this place was filled from."""
         self.cls: type | None = self.option.kind if self.option.form == "group" else None
         self.start: Any = None
-        if self.option.form == "slot" and default not in (None, REQUIRED):
+        if self.option.form == "slot" and default not in (None, REQUIRED, *self.option.words):
             self.cls = default if isinstance(default, type) else type(default)
             self.start = None if isinstance(default, type) else default
         if self.option.form == "table":
@@ -80,13 +83,23 @@ class Part:
         return {name: self._refined(name, option, bounds) for name, option in found.items()}
 
     def _refined(self, name: str, option: Option, bounds: Mapping[str, Any]) -> Option:
-        default = option.default if self.start is None else getattr(self.start, name)
-        return dataclasses.replace(option, default=default, bounds=bounds.get(name, option.bounds))
+        option = refined(option, bounds.get(name))
+        return option if self.start is None else dataclasses.replace(option, default=getattr(self.start, name))
 
     def _item(self) -> Option:
         kind = self.option.kind
-        default = kind if kind in known(kind).values() else REQUIRED
+        default = kind if self.option.form == "table" and kind in known(kind).values() else REQUIRED
         return Option("slot", kind, default, {}, kind)
+
+    def append(self) -> "Part":
+        """A further place at the end of a list."""
+        self.given = None
+        self.parts[str(len(self.parts))] = part = Part(self._item())
+        return part
+
+    def last(self) -> "Part":
+        """The place at the end of a list."""
+        return list(self.parts.values())[-1] if self.parts else self.append()
 
     def part(self, name: str) -> "Part":
         """A place below; it has to be among the options, or this a table."""
@@ -102,8 +115,8 @@ class Part:
         """What may stand here, in words."""
         if self.option.form == "leaf":
             return allowed(self.option)
-        if self.option.form == "slot":
-            return f"{', '.join(known(self.option.kind))} or a YAML file"
+        if self.option.form in ("slot", "list"):
+            return f"{', '.join(names(self.option))} or a YAML file"
         return "a YAML file or a mapping"
 
     # ---------------------------------------------------------------------------------------------------- changing
@@ -124,6 +137,9 @@ class Part:
                 self.given = dataclasses.replace(old.given, value=read(old.given.node, self.option, old.given.typed))
             except Wrong:
                 return
+        if self.option.form == "list":
+            self.given, self.parts = old.given, old.parts
+            return
         if self.option.form == "slot" and old.given is not None and self._may_be(old.cls):
             self.choose(old.cls, old.given)
         self._carry_parts(old.parts)
@@ -154,22 +170,26 @@ class Part:
 
     def lacking(self, path: Path) -> Iterator[tuple[Path, "Part"]]:
         """Places without a default that were given nothing."""
+        if self.option.form in ("table", "list"):
+            for name, part in self.parts.items():
+                yield from part.lacking((*path, name) if self.option.form == "table" else path)
         for name, option in self.options().items():
             if option.form == "group" or option.default is REQUIRED or name in self.parts:
                 part = self.part(name)
                 if option.default is REQUIRED and part.cls is None and not part.given:
                     yield (*path, name), part
                 yield from part.lacking((*path, name))
-        if self.option.form == "table":
-            for name, part in self.parts.items():
-                yield from part.lacking((*path, name))
 
     def tree(self) -> Any:
         """Plain data: a chosen class with all of its options, a group with those that were given."""
         if self.option.form == "leaf":
             return self.given.value if self.given else plain_data(self.option.default)
+        if self.option.form in ("slot", "list") and self.given and self.cls is None:
+            return self.given.value
         if self.option.form == "slot" and self.cls is None:
             return None
+        if self.option.form == "list":
+            return [part.tree() for part in self.parts.values()]
         if self.option.form == "slot":
             return {"class_path": class_path(self.cls), "init_args": self._arguments()}
         everything = self.option.form == "table"
@@ -180,6 +200,8 @@ class Part:
         whole, found = issubclass(self.cls, Spec), {}
         for name, option in self.options().items():
             given = name in self.parts and any(self.parts[name].givens(()))
-            if given or option.form != "leaf" or (whole and option.default is not REQUIRED):
+            if not given and isinstance(option.default, enum.Enum):  # a default that the parser could not write down
+                found[name] = option.default.value
+            elif given or option.form != "leaf" or (whole and option.default is not REQUIRED):
                 found[name] = self.part(name).tree()
         return found

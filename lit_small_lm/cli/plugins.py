@@ -8,12 +8,17 @@ from lit_small_lm.discovery import describe, discover, origins
 from lit_small_lm.plugin import kinds, known
 
 
-def run(command: str, argv: list[str]) -> int:
-    """List what is known; `--json` for one object a line."""
+def parser(command: str) -> Options:
+    """The command's options."""
     parser = Options(prog="lit-small-lm plugins", description="List every plug-in: kind, name, origin, what it is.")
     parser.add_argument("--plugins", action="append", default=[], metavar="PATH", help="a file or folder of your own")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def run(command: str, argv: list[str]) -> int:
+    """List what is known; `--json` for one object a line."""
+    args = parser(command).parse_args(argv)
     discover(args.plugins)
     if args.json:
         for origin in origins():

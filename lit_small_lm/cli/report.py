@@ -1,19 +1,22 @@
 """What the command line prints: before a run what will happen, after it what came of it and what to type next."""
 
 import math
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 
-from lit_small_lm.checkpoint import LanguageModel
+from lit_small_lm.checkpoint import LanguageModel, load
 from lit_small_lm.cli.run_options import resume_command, script, with_plugins
+from lit_small_lm.cli.stops import twice_as_long
 from lit_small_lm.errors import RequestError, RunError
+from lit_small_lm.ranks import process_number
 from lit_small_lm.samplers.autoregressive import Autoregressive
+from lit_small_lm.sharding import is_sharded
 from lit_small_lm.training.callbacks.checkpoints import last_stable
 from lit_small_lm.training.callbacks.progress import clock, short
 from lit_small_lm.training.callbacks.wsd import WSDSchedule
@@ -26,7 +29,7 @@ BOUNDS = {"exact": "exact likelihood", "upper": "upper bound of the likelihood's
 
 def say(text: str) -> None:
     """One line on standard error, where progress goes; of several processes only the first speaks."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if process_number() == 0:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -100,9 +103,12 @@ def curve(run_dir: Path, width: int = 70, height: int = 12) -> str:
     return drawn if isinstance(drawn, str) else "\n".join(drawn)
 
 
-def sample(module: LanguageModule, prompt: str = "def ", seed: int = 0) -> str:
-    """Text of the network in training, continued from `prompt` as far as it has positions."""
-    model = LanguageModel(module.net.eval(), module.objective, module.encoder, {})
+def sample(module: LanguageModule, run_dir: Path, prompt: str = "def ", seed: int = 0) -> str:
+    """Text of the network in training (its checkpoint, if it is sharded), continued as far as it has positions."""
+    if is_sharded(module.net.embed.weight):
+        model = load(run_dir)
+    else:
+        model = LanguageModel(module.net.eval(), module.objective, module.encoder, {})
     limit = module.net.limit() or len(prompt) + SAMPLE_TOKENS + 1
     count = min(SAMPLE_TOKENS, limit - len(prompt) - 1)
     return prompt + "".join(model.generate(prompt, max(1, count), Autoregressive(temperature=0.8), seed))
@@ -151,7 +157,8 @@ def next_commands(run_dir: Path, trainer: Trainer, plugins: Sequence[str]) -> st
     schedule = next((c for c in trainer.callbacks if isinstance(c, WSDSchedule)), None)
     stable = schedule and last_stable(run_dir, schedule.decay_start(trainer.max_steps))
     if stable:
-        longer = f"--branch_from {shlex.quote(str(stable))} --trainer.max_steps {2 * trainer.max_steps}{more}"
+        twice = twice_as_long(yaml.safe_load(trainer.lightning_module.config))
+        longer = f"--branch_from {shlex.quote(str(stable))} {twice}{more}"
         lines.insert(4, ("train on", f"{here} fit {longer}    (from before the decay)"))
     return "\n".join(["next:", *(f"  {what:9} {command}" for what, command in lines)])
 
@@ -171,7 +178,7 @@ def finish(run_dir: Path, trainer: Trainer, module: LanguageModule, plugins: Seq
     """After a run: its curve, a sample, its score and the next commands."""
     say(curve(run_dir))
     try:
-        say(f"sample (temperature 0.8, seed 0):\n{sample(module)}\n")
+        say(f"sample (temperature 0.8, seed 0):\n{sample(module, run_dir)}\n")
     except (RequestError, RunError) as error:
         say(f"no sample: {error}")
     say(summary(run_dir, module.objective.bound))

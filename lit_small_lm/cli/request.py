@@ -14,12 +14,15 @@ from typing import Any
 
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
+from lit_small_lm import __version__
 from lit_small_lm.cli import yaml_tree
 from lit_small_lm.cli.part import Given, Part
-from lit_small_lm.cli.schema import Option, Wrong, alternatives, class_named, given_text, quoted, read
-from lit_small_lm.cli.wording import FILE, NAME, VALUE, Report, elsewhere, kind_of, unknown
+from lit_small_lm.cli.schema import Option, Wrong, class_named, given_text, names, quoted, read
+from lit_small_lm.cli.wording import FILE, NAME, VALUE, Report, elsewhere, kind_of, missing_methods, unknown
+from lit_small_lm.cli.words import has_value, next_value, typed_node
 from lit_small_lm.cli.yaml_tree import BadYAML
-from lit_small_lm.errors import request_lines, shown
+from lit_small_lm.discovery import not_loaded
+from lit_small_lm.errors import one, request_lines, shown
 from lit_small_lm.spec import known
 
 __all__ = ["Request", "check_request", "request_lines"]
@@ -106,9 +109,9 @@ class _Walk:
             name, equals, value = word.partition("=")
             if word.startswith("-c") or name == "--config":
                 glued = value if name == "--config" else word[2:].removeprefix("=")
-                self._config(name if name == "--config" else "-c", glued or _next_value(words))
+                self._config(name if name == "--config" else "-c", glued or next_value(words))
             elif name == "--print_config" or name.endswith(".help"):
-                takes = name != "--print_config" and not equals and _has_value(words)
+                takes = name != "--print_config" and not equals and has_value(words)
                 self.passed += [word, words.pop()] if takes else [word]
             elif name.startswith("--") and len(name) > 2:
                 self._option(name, value if equals else None, words)
@@ -119,7 +122,7 @@ class _Walk:
         name, equals, _ = word.lstrip("-").partition("=")
         meant = f"; did you mean --{shown(name)}?" if name.split(".")[0] in self.root.options() else ""
         if meant and not equals:
-            _next_value(words)
+            next_value(words)
         self.report.add(NAME, f"{shown(word)}: options begin with -- and take one value each{meant}")
 
     def _config(self, flag: str, value: str | None) -> None:
@@ -138,7 +141,7 @@ class _Walk:
         if value is None and part is not None and part.option.flag:
             value = words.pop() if words and words[-1] in ("true", "false") else "true"
         elif value is None:
-            value = _next_value(words)
+            value = next_value(words)
         if part is not None and value is None:
             self.report.add(VALUE, f"{shown(name)}: no value; allowed: {part.allowed()}")
         elif part is not None and part.is_opaque():
@@ -152,25 +155,27 @@ class _Walk:
         self.passed.append(word)
         if not unseen:
             before = part.given
-            self.put(part, _typed_node(value, part), ())
+            self.put(part, typed_node(value, part), ())
             part.given = before
 
     def _typed(self, part: Part, keys: tuple[str, ...], value: str, adds: bool) -> None:
         path, before = tuple(key for key in keys if key not in WRAPPERS), part.tree() if adds else None
-        if adds and not (part.option.form == "leaf" and isinstance(before, list)):
+        if adds and not (part.option.form == "list" or (part.option.form == "leaf" and isinstance(before, list))):
             name = self.sources[-1].name
             self.report.add(NAME, f"{name}+: only a list can be added to; write {name}=")
             return
         try:
-            node = _typed_node(value, part)
+            node = typed_node(value, part)
         except BadYAML as error:
             self.report.add(VALUE, f"{self.sources[-1].name}: {error}; allowed: {part.allowed()}")
             return
         if keys[-1] == "class_path" and part.option.form == "slot":
             self._class(part, node, path)
+        elif part.option.form == "list":
+            self._list(part, node, path, adds)
         else:
             self.put(part, node, path)
-        if adds and part.given:
+        if adds and part.given and isinstance(part.given.value, list):
             part.given = dataclasses.replace(part.given, value=[*before, *part.given.value])
 
     def _reach(self, keys: tuple[str, ...]) -> tuple[Part | None, bool]:
@@ -179,6 +184,7 @@ class _Walk:
         for i, key in enumerate(keys):
             if part.is_opaque():
                 return part, True
+            part = part.last() if part.option.form == "list" else part
             if part.option.form == "slot" and key in WRAPPERS:
                 continue
             if not self._may_hold(part, key, keys[:i], NOWHERE, keys[i + 1 :]):
@@ -198,8 +204,8 @@ class _Walk:
             self.report.add(NAME, f"{where}: {owner} takes a value, it has no options; allowed: {part.allowed()}")
         elif form == "slot" and part.cls is None:
             kind, how = part.option.kind, "class_path" if below is None else f"--{'.'.join(path)}"
-            names = ", ".join(known(kind))
-            self.report.add(NAME, f"{where}: choose a {kind.__name__} first, with {how}; known: {names}")
+            choices = ", ".join(known(kind))
+            self.report.add(NAME, f"{where}: choose {one(kind.__name__)} first, with {how}; known: {choices}")
         else:
             self._unknown_option(part, name, path, where, below)
         return False
@@ -229,14 +235,13 @@ class _Walk:
         """Lay a YAML file over a place; a relative name is relative to the file that names it. Returns its name."""
         where, above = self.sources[-1].where(path, node), self.sources[-1].file
         file = (above.parent if above else Path()) / Path(typed).expanduser()
-        chain = [source for source in self.sources if source.file]
-        if any(source.file.resolve() == file.resolve() for source in chain):
-            names = " -> ".join([*(source.name for source in chain), shown(typed)])
-            self.report.add(FILE, f"{where}: a file that includes itself: {names}")
-        elif not file.exists() or file.is_dir():
-            what = "is a directory" if file.is_dir() else "does not exist"
+        chain, state = [source for source in self.sources if source.file], yaml_tree.unreadable(file)
+        if state:
             resolved = shown(str(file.absolute()))
-            self.report.add(FILE, f"{where}: {quoted(typed)} {what}; allowed: a YAML file (looked for {resolved})")
+            self.report.add(FILE, f"{where}: {quoted(typed)} {state}; allowed: a YAML file (looked for {resolved})")
+        elif any(source.file.resolve() == file.resolve() for source in chain):
+            ring = " -> ".join([*(source.name for source in chain), shown(typed)])
+            self.report.add(FILE, f"{where}: a file that includes itself: {ring}")
         else:
             self.sources.append(_Source(shown(str(file)), file))
             try:
@@ -262,6 +267,8 @@ class _Walk:
             self._leaf(part, node, path)
         elif part.option.form == "slot":
             self._slot(part, node, path)
+        elif part.option.form == "list":
+            self._list(part, node, path)
         elif isinstance(node, ScalarNode) and yaml_tree.is_file_name(node.value):
             self._file(part, node.value, path, node)
         else:
@@ -274,8 +281,8 @@ class _Walk:
             self.report.add(VALUE, f"{self.sources[-1].where(path, node)}: {error}")
 
     def _given(self, value: Any, node: Node, path: tuple[str, ...]) -> Given:
-        source, names = self.sources[-1], tuple(source.name for source in self.sources)
-        return Given(value, node, source.where(path, node), names, source.file is None)
+        source, chain = self.sources[-1], tuple(source.name for source in self.sources)
+        return Given(value, node, source.where(path, node), chain, source.file is None)
 
     def _mapping(self, part: Part, node: Node, path: tuple[str, ...]) -> None:
         """Options of a group, of a table, or of the class in a slot."""
@@ -284,19 +291,50 @@ class _Walk:
             self.report.add(VALUE, f"{self.sources[-1].where(path, node)}: {given_text(node)}; allowed: {what}")
             return
         for name, key, value in yaml_tree.pairs(node):
-            if part is self.root and name == "config":
+            if part is self.root and name == "lit_small_lm":
+                self._version(value)
+            elif part is self.root and name == "config":
                 for item in value.value if isinstance(value, SequenceNode) else [value]:
                     self._file(self.root, str(item.value), ("config",), item)
             elif self._may_hold(part, name, path, key):
                 self.put(part.part(name), value, (*path, name))
+
+    def _version(self, node: Node) -> None:
+        """The version of this package that wrote a file; what a later one means by it is not known here."""
+        where, found = self.sources[-1].where(("lit_small_lm",), node), re.match(r"(\d+)\.(\d+)", str(node.value))
+        if not found:
+            self.report.add(VALUE, f"{where}: {given_text(node)}; allowed: a version such as {__version__}")
+        elif tuple(map(int, found.groups())) > tuple(map(int, __version__.split(".")[:2])):
+            text = f"{shown(node.value)} wrote this, but this is lit-small-lm {__version__}; allowed: a file of "
+            self.report.add(FILE, f"{where}: lit-small-lm {text}{__version__} or before; upgrade to read it")
+
+    def _list(self, part: Part, node: Node, path: tuple[str, ...], adds: bool = False) -> None:
+        """Classes in an order: one, several, or a plain word instead."""
+        if not adds:
+            part.restart()
+        if self._is_word(part, node):
+            part.given = self._given(yaml_tree.data(node), node, path)
+            return
+        for item in node.value if isinstance(node, SequenceNode) else [node]:
+            self.put(part.append(), item, (*path[:-1], f"{path[-1]}[{len(part.parts) - 1}]"))
+
+    def _is_word(self, part: Part, node: Node) -> bool:
+        """Whether a value is one of those that may stand where a class would."""
+        if not isinstance(node, ScalarNode):
+            return False
+        value = yaml_tree.data(node)
+        if value is None:
+            return part.option.optional
+        return any(type(word) is type(value) and word == value for word in part.option.words)
 
     def _slot(self, part: Part, node: Node, path: tuple[str, ...]) -> None:
         if isinstance(node, MappingNode) and set(WRAPPERS) & {name for name, _, _ in yaml_tree.pairs(node)}:
             self._wrapped(part, node, path)
         elif not isinstance(node, ScalarNode):
             self._mapping(part, node, path)
-        elif yaml_tree.is_null(node) and part.option.optional:
-            self._changing(part, path, "null", lambda: part.choose(None, self._given(None, node, path)))
+        elif self._is_word(part, node):
+            value = yaml_tree.data(node)
+            self._changing(part, path, shown(node.value), lambda: part.choose(None, self._given(value, node, path)))
         elif yaml_tree.is_file_name(node.value):
             self._changing(part, path, shown(node.value), lambda: self._whole_file(part, node, path))
         else:
@@ -334,10 +372,16 @@ class _Walk:
             how = f"{path[-1]}: {shown(name)}, and the changes in a further -c or as --{'.'.join(path)}.OPTION"
             self.report.add(NAME, f"{where}: {text} {how}")
             return
+        lacks = missing_methods(kind, name)
+        if lacks:
+            self.report.add(NAME, f"{where}: {quoted(name)} is abstract; it lacks {lacks}")
+            return
         kinds = {option.kind.__name__: option.kind for option in self.root.options().values() if option.form == "slot"}
         found = kind_of(name, {kind.__name__: kind, **kinds})
         what = kind.__name__ if found else f"a known {kind.__name__}"
-        self.report.add(NAME, unknown(where, name, known(kind), what, found=found))
+        self.report.add(NAME, unknown(where, name, names(part.option), what, found=found))
+        for why in [] if found else not_loaded:
+            self.report.add(FILE, f"--plugins: {why}")
 
     def _changing(self, part: Part, path: tuple[str, ...], what: str, change: Callable[[], None]) -> None:
         """Make a change, and note what was given before and is gone after it."""
@@ -352,28 +396,3 @@ class _Walk:
         """A fault for every option that has no default and was not given."""
         for path, part in self.root.lacking(()):
             self.report.add(VALUE, f"--{'.'.join(path)}: not given; allowed: {part.allowed()}")
-
-
-def _next_value(words: list[str]) -> str | None:
-    return words.pop() if _has_value(words) else None
-
-
-def _has_value(words: list[str]) -> bool:
-    """Whether the next word is a value: no option, though it may be a negative number."""
-    if not words:
-        return False
-    return not words[-1].startswith("-") or " " in words[-1] or bool(re.match(r"-(\.?\d|\.?inf|nan|$)", words[-1]))
-
-
-def _typed_node(text: str, part: Part) -> Node:
-    """The node of a value typed on the command line; braces are looked into unless text is asked for."""
-    leaf, kinds = part.option.form == "leaf", set(alternatives(part.option.hint))
-    text_only = leaf and str in kinds and kinds <= {str, int, float, bool, type(None)}
-    if text_only or not (text[:1] in ("{", "[") or (not leaf and (": " in text or "\n" in text))):
-        return yaml_tree.scalar(text)
-    try:
-        return yaml_tree.compose(text)
-    except BadYAML:
-        if part.is_opaque():
-            return yaml_tree.scalar(text)
-        raise

@@ -21,7 +21,7 @@ TEXT = """options of the run:
   --run_dir DIR          where everything of the run goes (default: a new directory below runs/)
   --resume               go on in --run_dir from its newest good checkpoint, with its configuration
   --branch_from FILE     start a new run from a checkpoint's whole state (another decay, more steps)
-  --init_from FILE       start a new run from a checkpoint's weights only
+  --init_from FILE       start a new run from a checkpoint's weights only (the averaged ones if it has an average)
   --plugins PATH         load your own plug-ins from a file or folder; may be repeated
 """
 
@@ -33,9 +33,10 @@ def with_packaged_files(argv: list[str]) -> list[str]:
     folder, found = importlib.resources.files("lit_small_lm.configs"), []
     for before, text in zip(["", *argv], argv, strict=False):
         option, equals, name = text.rpartition("=")
-        names_a_config = (option or before).startswith(("-c", "--config", "--model")) and name.endswith(".yaml")
+        key = option or before
+        names_a_file = key == "--data" or key.startswith(("-c", "--config", "--model"))
         packaged = folder / name.removeprefix("configs/")
-        take_it = names_a_config and not Path(name).exists() and packaged.is_file()
+        take_it = names_a_file and name.endswith(".yaml") and not Path(name).exists() and packaged.is_file()
         found.append(f"{option}{equals}{packaged}" if take_it else text)
     return found
 
@@ -52,10 +53,17 @@ class Start:
     """The configuration it was trained with, as YAML: the base of the new one."""
     encoder: dict[str, object] | None = None
     """The record of its tokenizer, which goes with its weights."""
+    notice: str = ""
+    """What the user should know of it."""
 
 
 def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split argv into the run's options and the configuration's."""
+    return parser(command).parse_known_args(argv)
+
+
+def parser(command: str) -> Options:
+    """The run's options; those of the configuration stand beside them."""
     parser = Options(prog=f"lit-small-lm {command}", add_help=False)
     parser.add_argument("--run_dir", type=_path)
     parser.add_argument("--plugins", action="append", default=[])
@@ -65,7 +73,7 @@ def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.add_argument("--init_from", type=_path)
     else:
         parser.add_argument("--ckpt_path", type=_path)
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def start_of(command: str, options: argparse.Namespace) -> Start:
@@ -116,7 +124,9 @@ def fit_start(options: argparse.Namespace) -> Start:
     if options.branch_from:
         return _whole(options.branch_from, read(options.branch_from))
     if options.init_from:
-        return Start(encoder=record_of(read(options.init_from))["tokenizer"]["record"])
+        content = read(options.init_from)
+        averaged = "--init_from: the checkpoint's averaged weights are taken" if "averaging_state" in content else ""
+        return Start(encoder=record_of(content)["tokenizer"]["record"], notice=averaged)
     return Start()
 
 

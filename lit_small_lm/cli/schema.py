@@ -1,9 +1,12 @@
 """What a request may say: the options of classes, found by looking at the classes, and how a value is read for one."""
 
+import collections.abc
 import dataclasses
 import functools
 import inspect
+import json
 import math
+import re
 import sys
 import types
 import typing
@@ -18,9 +21,11 @@ from lit_small_lm.spec import Spec, bounds_text, class_path, known, type_text, w
 
 REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
+HUGE = 10**300
+"""From here on a whole number is as good as infinite."""
 _NONE = type(None)
 _SIMPLE = (int, float, str, bool, _NONE)
-Form = Literal["slot", "group", "table", "leaf"]
+Form = Literal["slot", "group", "table", "list", "leaf"]
 
 
 class Wrong(ValueError):
@@ -32,13 +37,17 @@ class Option:
     """One option: its type, default and range. Make one with `group`, `slot` or `plain`."""
 
     form: Form
-    """slot: holds a class of a kind; group: the arguments of one class; table: named slots; leaf: a value."""
+    """slot: holds a class of a kind; group: the arguments of one class; table: named slots; list: slots in an order;
+    leaf: a value."""
     hint: Any
     default: Any = REQUIRED
     bounds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """As `spec.setting` declares them, and "choices"; of a group: those of each argument, by its name."""
+    """As `spec.setting` declares them, "choices", and "like": a pattern of text, such as "DD:HH", D and H digits; of
+    a group: those of each argument, by its name."""
     kind: Any = None
-    """The class of a group, the kind a slot or a table holds."""
+    """The class of a group, the kind a slot, a table or a list holds."""
+    words: tuple[Any, ...] = ()
+    """Plain values that may stand in a slot or a list instead of a class, such as the name of a strategy."""
     flag: bool = False
     """Whether it may stand on the command line without a value."""
 
@@ -57,9 +66,22 @@ def slot(kind: type, default: Any = REQUIRED) -> Option:
     return Option("slot", kind if default is not None else kind | None, default, {}, kind)
 
 
+def parts(option: Option, kind: type, words: tuple[Any, ...] = ()) -> Option:
+    """`option`, a value that names classes of `kind` which are no Specs, looked into: a slot, or a list of slots."""
+    several = any(get_origin(part) in (list, collections.abc.Iterable) for part in alternatives(option.hint))
+    return dataclasses.replace(option, form="list" if several else "slot", kind=kind, words=words)
+
+
+def refined(option: Option, bounds: Mapping[str, Any] | None) -> Option:
+    """`option` with what its group says of it: another range, or the kind of the classes that it names."""
+    if bounds and "kind" in bounds:
+        return parts(option, bounds["kind"], bounds.get("words", ()))
+    return option if bounds is None else dataclasses.replace(option, bounds=bounds)
+
+
 def plain(hint: Any, default: Any = None, bounds: Mapping[str, Any] | None = None, flag: bool = False) -> Option:
     """An option with a value of type `hint`; a `flag` may stand without one."""
-    return Option("leaf", hint, default, bounds or {}, None, flag)
+    return Option("leaf", hint, default, bounds or {}, flag=flag)
 
 
 @functools.cache
@@ -129,6 +151,11 @@ def class_named(kind: type, name: str) -> type | None:
     return cls
 
 
+def names(option: Option) -> list[str]:
+    """What may stand in a slot or a list: short names of classes, and plain words."""
+    return [*known(option.kind), *(json.dumps(word).strip('"') for word in option.words)]
+
+
 def plain_data(value: Any) -> Any:
     """A default as plain data, Specs as `{class_path, init_args}`."""
     if isinstance(value, Spec):
@@ -142,12 +169,23 @@ def plain_data(value: Any) -> Any:
 def allowed(option: Option) -> str:
     """What an option takes, in words."""
     kinds, bounds = alternatives(option.hint), bounds_text(option.bounds)
-    choices = option.bounds.get("choices") or dict.fromkeys(map(str, _choices(option)))
+    choices = dict.fromkeys(map(str, option.bounds.get("choices") or _choices(option)))
     words = [f"one of {', '.join(choices)}"] if choices else []
     if not option.bounds.get("choices"):
         words += [_words(k) for k in kinds if get_origin(k) is not Literal and not (k is int and float in kinds)]
+    if option.bounds.get("like"):
+        words = [f"text like {option.bounds['like']}" if word == "text" else word for word in words]
     text = " or ".join(words)
     return text if bounds == "a finite number" else f"{text}, {bounds}"
+
+
+def choices_of(option: Option) -> list[str]:
+    """The few values that an option takes, as text; none if it takes any."""
+    given = option.bounds.get("choices") or [
+        *_choices(option),
+        *([True, False] if bool in alternatives(option.hint) else []),
+    ]
+    return list(dict.fromkeys(json.dumps(choice).strip('"') for choice in given))
 
 
 def _words(hint: Any) -> str:
@@ -228,18 +266,23 @@ def _number(text: str) -> int | float | str:
     """Text such as '0.5' or 'nan' as the number it spells."""
     for make in (int, float):
         try:
-            return make(text)
+            value = make(text)
         except ValueError:
             continue
+        if type(value) is int and abs(value) >= HUGE:
+            return math.inf if value > 0 else -math.inf
+        return value
     return text
 
 
 def _check_range(value: Any, node: Node, option: Option) -> None:
     if type(value) in (int, float) and not within(value, option.bounds):
         raise Wrong(f"{given_text(node)}; allowed: {allowed(option)}")
-    choices = option.bounds.get("choices")
-    if choices and isinstance(value, str) and value not in choices:
-        raise Wrong(f"{quoted(value)}; allowed: {allowed(option)}{nearest(value, choices)}")
+    choices, like = option.bounds.get("choices"), option.bounds.get("like")
+    if choices and value is not None and value not in choices:
+        raise Wrong(f"{given_text(node)}; allowed: {allowed(option)}{nearest(node.value, map(str, choices))}")
+    if like and isinstance(value, str) and not re.fullmatch(re.sub("[A-Z]", "[0-9]", like), value):
+        raise Wrong(f"{quoted(value)}; allowed: {allowed(option)}")
 
 
 def given_text(node: Node) -> str:

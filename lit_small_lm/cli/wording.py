@@ -1,12 +1,13 @@
 """The words of a refused request: every fault in one line, the most important last."""
 
 import difflib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_small_lm.cli.part import Part, Path
 from lit_small_lm.cli.schema import quoted
-from lit_small_lm.errors import WIDTH, RequestError, nearest
+from lit_small_lm.errors import WIDTH, RequestError, nearest, one
 from lit_small_lm.spec import Spec, known
 
 VALUE, NAME, FILE = 0, 1, 2
@@ -47,7 +48,7 @@ def unknown(
         places: where else in the request the name would be right.
         found: the kind the name is of, if it is known as another.
     """
-    head = f"{where}: {quoted(name)} is {f'a {found}, not' if found else 'not'} {what}; known: "
+    head = f"{where}: {quoted(name)} is {f'{one(found)}, not' if found else 'not'} {what}; known: "
     tail = "" if found else _suggestion(name, choices, prefix, suffix, places)
     names, room = sorted(choices), WIDTH - len("error: ") - len(head) - len(tail)
     text = ", ".join(names) or "none"
@@ -71,6 +72,16 @@ def kind_of(name: str, others: Mapping[str, Any]) -> str:
     """The kind of a class known by this name, or nothing; `others` are kinds beside those of `Spec`."""
     kinds = {cls.__name__: cls for cls in Spec.__subclasses__()} | dict(others)
     return next((kind for kind, cls in kinds.items() if name in known(cls)), "")
+
+
+def missing_methods(kind: type, name: str) -> str:
+    """What an abstract class of this kind and name would have to define, or nothing if there is no such class."""
+    for cls in kind.__subclasses__():
+        if cls.__name__ == name and inspect.isabstract(cls):
+            return ", ".join(sorted(cls.__abstractmethods__))
+        if below := missing_methods(cls, name):
+            return below
+    return ""
 
 
 def _suggestion(name: str, choices: Iterable[str], prefix: str, suffix: str, places: Sequence[Path]) -> str:

@@ -51,7 +51,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag.removeprefix(_TAG) not in (*_NUMBERS, "timestamp", "value")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in rules
+        if tag.removeprefix(_TAG) not in (*_NUMBERS, "timestamp", "value", "yaml")
+    ]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _name, _pattern in _NUMBERS.items():
@@ -137,6 +141,14 @@ def line(node: Node) -> int:
 def is_file_name(text: str) -> bool:
     """Whether a value is meant as the name of a YAML file rather than of a class."""
     return text.endswith(SUFFIXES) or "/" in text
+
+
+def unreadable(file: Path) -> str:
+    """Why a path cannot be read as a file, or nothing."""
+    try:
+        return "is a directory" if file.is_dir() else "" if file.exists() else "does not exist"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _problems(root: Node) -> Iterator[Problem]:

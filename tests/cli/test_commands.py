@@ -55,7 +55,7 @@ def test_a_mistyped_command_names_the_nearest(capsys):
     assert main(["tarin"]) == 2
     assert main(["genrate"]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert error[0].startswith("error: 'tarin' is not a command; known: fit, validate, test, generate, plugins")
+    assert error[0].startswith("error: 'tarin' is not a command; known: fit, validate, test, prepare, generate")
     assert error[1].endswith("did you mean generate?")
 
 
@@ -77,8 +77,11 @@ def test_test_scores_the_whole_split_and_writes_it_down(run, tiny_text, capsys):
     assert main(["test", "--run_dir", str(run)]) == 0
     found = json.loads((run / "test.json").read_text())
     from lit_small_lm.data.sources import TextFiles
+    from lit_small_lm.data.splits import Splits, full_documents
 
-    documents = TextFiles(path=str(tiny_text)).open("test")
+    source = TextFiles(path=str(tiny_text))
+    held_out = Splits.of(source).texts
+    documents = [document for document in full_documents(source) if list(held_out(document, "test"))]
     size = sum(len(document.text.encode()) for document in documents)
     assert (found["documents"], found["bytes"], found["tokens"]) == (len(documents), size, size + len(documents))
     assert found["likelihood"] == "exact"
@@ -214,7 +217,7 @@ def test_a_wrong_request_ends_with_one_line_and_nothing_new(wrong, tmp_path, tin
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("size", "says"), [(0, "is empty"), (40, "training tokens; one batch of")])
+@pytest.mark.parametrize(("size", "says"), [(0, "holds no text"), (40, "training tokens; one batch of")])
 def test_too_little_text_is_said(size, says, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("x" * size)

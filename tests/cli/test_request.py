@@ -218,10 +218,10 @@ def test_right_values_arrive_with_their_type():
         ),
         (
             "optim:\n  class_path: AdamV\n",
-            "c.yaml:2: optim: 'AdamV' is not a known Optim; known: AdamW; did you mean AdamW?",
+            "c.yaml:2: optim: 'AdamV' is not a known Optim; known: AdamW, Muon; did you mean AdamW?",
         ),
         ("optim: {init_args: {lrr: 1}}\n", "c.yaml:1: optim.lrr: 'lrr' is not an option of AdamW"),
-        ("optim: [AdamW]\n", "c.yaml:1: optim: a list; allowed: AdamW or a YAML file"),
+        ("optim: [AdamW]\n", "c.yaml:1: optim: a list; allowed: AdamW, Muon or a YAML file"),
         ("trainer:\n  dim: 4\n", "c.yaml:2: trainer.dim: 'dim' is not an option of Trainer"),
         ("trainer:\n  dim: 4\n", "it belongs under model.shape"),
         ("trainer:\n", "c.yaml:1: trainer: nothing; allowed: a mapping"),

@@ -22,6 +22,7 @@ from lit_small_lm.plugin import (
     Query,
     Sampler,
     Source,
+    SourcePart,
     setting,
 )
 from lit_small_lm.samplers.autoregressive import Autoregressive
@@ -170,25 +171,25 @@ class BrokenTokenizer(Bytes):
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenSource(Source):
-    """Shares a document between splits."""
+    """Holds nothing."""
 
-    def open(self, split):
-        return [Document("a", "text"), Document(split, "text")]
+    def parts(self):
+        return []
 
-    def fingerprint(self):
-        return "constant"
+    def read(self, part):
+        return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenOrder(Source):
-    """Another order at every opening."""
+    """Another order at every reading."""
 
-    def open(self, split):
-        documents = [Document(f"{split}{i}", "text") for i in range(50)]
-        return random.sample(documents, len(documents))
+    def parts(self):
+        return [SourcePart("only", 0, "constant")]
 
-    def fingerprint(self):
-        return "constant"
+    def read(self, part):
+        documents = [Document(str(i), "text") for i in range(50)]
+        yield from random.sample(documents, len(documents))
 
 
 @pytest.mark.parametrize(
@@ -211,8 +212,8 @@ class BrokenOrder(Source):
         (BrokenScale(), "steps every parameter once: a group carries no lr_scale"),
         (BrokenSkips(), "steps every parameter once: parameters are missing"),
         (BrokenTokenizer(), "turns text to ids and back"),
-        (BrokenSource(), "opens the same documents every time: validation shares documents"),
-        (BrokenOrder(), "opens the same documents every time: two openings of train differ"),
+        (BrokenSource(), "reads the same documents every time: it has no parts"),
+        (BrokenOrder(), "reads the same documents every time: two readings of part only differ"),
     ],
     ids=lambda value: type(value).__name__,
 )

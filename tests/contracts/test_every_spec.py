@@ -7,20 +7,22 @@ import pytest
 import lit_small_lm
 from lit_small_lm.backbone import BackboneSpec, LayerSpec
 from lit_small_lm.data.sources import TextFiles
-from lit_small_lm.data.tokenizer import BPE
+from lit_small_lm.data.tokenizer import BPE, Pretrained
 from lit_small_lm.discovery import discover
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.init import NormalInit, ScaledInit
 from lit_small_lm.nn.mlp import MLP, GatedMLP
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+from lit_small_lm.nn.peri_norm import PeriNorm
 from lit_small_lm.nn.positions import Learned, NoPositions, Rotary
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
 from lit_small_lm.nn.shortconv import ShortConv
-from lit_small_lm.plugin import Dims, kinds, known
+from lit_small_lm.plugin import Dims, Source, kinds, known
 from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.testing import check
+from lit_small_lm.training.muon import Muon
 from lit_small_lm.training.optim import AdamW
 
 discover()
@@ -29,7 +31,7 @@ SHIPPED = [
     cls
     for kind in (*kinds().values(), BackboneSpec, LayerSpec)
     for cls in known(kind).values()
-    if cls.__module__.startswith("lit_small_lm.") and cls is not TextFiles
+    if cls.__module__.startswith("lit_small_lm.") and not issubclass(cls, (Source, Pretrained))  # those need files
 ]
 
 
@@ -53,7 +55,7 @@ def test_default_source():
         TextFiles(path=str(HERE)),
         TextFiles(path=str(HERE / "plugin.py")),
         Attention(window=3),
-        Attention(shift="bias", dropout=0.2),
+        Attention(shift="bias", dropout=0.2, attention_dropout=0.3),
         ShortConv(kernel=5, dropout=0.2),
         ShortConv(kernel=1),
         CausalCanon(kernel=1),
@@ -72,6 +74,7 @@ def test_default_source():
         LayerSpec(canon_at="BD", mixer=ShortConv(), ffn=MLP(shift="bias")),
         LayerSpec(canon_at="AC", mixer=Attention(window=2), canon=CausalCanon(kernel=2)),
         BackboneSpec(head="untied", init=ScaledInit(), norm=PostNorm()),
+        BackboneSpec(z_loss=0.01, embedding_dropout=0.2, norm=PeriNorm(embedding_norm=LayerNorm())),
         BackboneSpec(
             norm=LayerNormScaling(),
             layer=LayerSpec(canon_at="ABCD"),
@@ -90,6 +93,7 @@ def test_default_source():
         Autoregressive(temperature=0.0),
         Autoregressive(temperature=0.7, top_k=3, top_p=0.9),
         AdamW(lr=0.1, weight_decay=0.0),
+        Muon(lr_ratio=20.0, update_size="original"),
         BPE(vocab_size=300),
     ],
     ids=lambda spec: repr(spec)[:90],

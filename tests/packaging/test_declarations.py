@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,26 +56,26 @@ def pins(python):
                 (only,) = pin.specifier
                 assert only.operator == "==", line
                 assert pin.name not in found, f"{pin.name} is pinned twice on Python {python}"
-                found[pin.name] = only.version
+                found[canonicalize_name(pin.name)] = only.version
     return found
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_requirement_is_pinned_within_its_range(requirements, python):
     pinned = pins(python)
-    names = {requirement.name.lower() for requirement in requirements}
+    names = {canonicalize_name(requirement.name) for requirement in requirements}
     assert names - set(pinned) == set()
-    wrong = [str(r) for r in requirements if not r.specifier.contains(pinned[r.name.lower()])]
+    wrong = [str(r) for r in requirements if not r.specifier.contains(pinned[canonicalize_name(r.name)])]
     assert wrong == []
 
 
 @pytest.mark.parametrize("folder", ["lit_small_lm", "plugins"])
 def test_every_imported_package_is_required(requirements, folder):
     owners = packages_distributions()
-    required = {requirement.name.lower() for requirement in requirements}
+    required = {canonicalize_name(requirement.name) for requirement in requirements}
     found = imported(ROOT / folder)
     assert found or folder == "plugins"
-    assert [name for name in sorted(found) if not required & {owner.lower() for owner in owners.get(name, [])}] == []
+    assert [name for name in sorted(found) if not required & set(map(canonicalize_name, owners.get(name, [])))] == []
 
 
 @pytest.mark.parametrize("python", PYTHONS)

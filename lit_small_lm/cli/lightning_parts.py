@@ -1,0 +1,74 @@
+"""Lightning's own classes as a configuration names them, and what it says of them when they are wrong."""
+
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
+
+from lit_small_lm.errors import RequestError, RunError, nearest, place_of, shown
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "callbacks": {"kind": Callback},
+    "logger": {"kind": Logger, "words": (True, False)},
+    "strategy": {"kind": Strategy, "words": ("auto", *StrategyRegistry.available_strategies())},
+    "profiler": {"kind": Profiler, "words": ("simple", "advanced", "pytorch", "xla")},
+    "max_epochs": {"low": -1, "high": 2**53},
+    "min_steps": {"low": 0, "high": 2**53},
+    "min_epochs": {"low": 0, "high": 2**53},
+    "max_time": {"like": "DD:HH:MM:SS"},
+    "val_check_interval": {"above": 0, "like": "DD:HH:MM:SS"},
+    "check_val_every_n_epoch": {"low": 1},
+    "accumulate_grad_batches": {"low": 1, "high": 2**31},
+    "gradient_clip_val": {"low": 0},
+    "gradient_clip_algorithm": {"choices": ("norm", "value")},
+    "log_every_n_steps": {"low": 1},
+    "num_nodes": {"low": 1, "high": 2**20},
+    "num_sanity_val_steps": {"low": -1},
+    "reload_dataloaders_every_n_epochs": {"low": 0},
+    **{name: {"low": 0} for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches")},
+    **{name: {"low": 0} for name in ("limit_predict_batches", "overfit_batches", "fast_dev_run")},
+}
+"""Arguments of the Trainer that hold classes, and ranges of others, as `schema.group` takes them."""
+
+
+def refuse_unlogged(callbacks: Iterable[Callback], metrics: Iterable[str]) -> None:
+    """Raise RequestError for a callback that watches a metric which is never logged."""
+    for callback in callbacks:
+        monitor = vars(callback).get("monitor")
+        if monitor is not None and monitor not in metrics:
+            raise RequestError(
+                f"trainer.callbacks: {type(callback).__name__} has monitor {shown(monitor)!r}, which is never logged; "
+                f"known: {', '.join(metrics)}{nearest(monitor, metrics)}"
+            )
+
+
+def refuse_contradiction(trainer: Mapping[str, Any]) -> None:
+    """Raise RequestError for a run that would have to be longer than it may be."""
+    for what in ("steps", "epochs"):
+        least, most = trainer[f"min_{what}"], trainer[f"max_{what}"]
+        if least is not None and most not in (None, -1) and least > most:
+            raise RequestError(f"trainer.min_{what}: {least}, but trainer.max_{what} is {most}; allowed: at most that")
+
+
+def refusal(error: BaseException) -> RequestError | RunError:
+    """What a constructor said, without the words that jsonargparse wraps around it."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for link in chain:
+        if isinstance(link, (RequestError, RunError)):
+            return link
+    first = chain[-1]
+    text = " ".join(str(first).split())
+    return RequestError(f"{_builder(first)}: {shown(text)} ({type(first).__name__} in {place_of(first)})")
+
+
+def _builder(error: BaseException) -> str:
+    """The class whose constructor raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
+    return type(frames[-1].f_locals.get("self")).__name__ if frames else "the request"
