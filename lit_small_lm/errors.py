@@ -5,6 +5,7 @@ request that failed while it ran). Their text is one line: what was asked for, t
 """
 
 import difflib
+import itertools
 import re
 import sysconfig
 import traceback
@@ -39,6 +40,11 @@ def shown(value: object) -> str:
     return _cut(_escaped(value if isinstance(value, str) else repr(value)), 120)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library's error says, or its type; safe as in `shown`."""
+    return shown((str(error).splitlines() or [type(error).__name__])[0])
+
+
 def one(noun: str) -> str:
     """The noun with its article."""
     return f"{'an' if noun[:1] in 'AEIOUaeiou' else 'a'} {noun}"
@@ -53,11 +59,21 @@ def nearest(name: str, known: Iterable[str], prefix: str = "", suffix: str = "")
 
 def not_known(where: str, name: str, known: Iterable[str], what: str = "") -> RequestError:
     """The error for a name that is not among `known`."""
-    known = sorted(known)
-    names = ", ".join(known) if known else "none"
-    return RequestError(
-        f"{where}: {shown(name)!r} is not a known {what or 'name'}; known: {names}{nearest(name, known)}"
-    )
+    known = list(known)
+    head, tail = f"{where}: {shown(name)!r} is not a known {what or 'name'}; known: ", nearest(name, known)
+    return RequestError(head + listing(name, known, WIDTH - len("error: ") - len(head) - len(tail)) + tail)
+
+
+def listing(name: str, choices: Iterable[str], room: int) -> str:
+    """Names in a line of at most `room` characters: all of them, or those closest to `name` and how many there are."""
+    names = sorted(choices)
+    text = ", ".join(names) or "none"
+    if len(text) <= room:
+        return text
+    names.sort(key=lambda choice: -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio())
+    sizes = itertools.accumulate(len(choice) + 2 for choice in names)
+    fit = sum(size <= room - len("... (999 in all)") for size in sizes)
+    return f"{', '.join(names[:fit])}, ... ({len(names)} in all)" if fit else f"{len(names)} names"
 
 
 def request_lines(error: Exception) -> list[str]:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from lit_small_lm import __version__
 from lit_small_lm.__main__ import COMMANDS
-from lit_small_lm.cli import run_options
 from lit_small_lm.cli.describing import descriptions
 from lit_small_lm.cli.options import Options
 from lit_small_lm.cli.schema import Option, choices_of, names, options_of, refined
@@ -49,15 +48,13 @@ def parser(command: str) -> Options:
     """The command's options."""
     parser = Options(prog="lit-small-lm completion", description="Print a completion script for a shell.")
     parser.add_argument("shell", choices=list(SHELLS), help="; source its output, or save it where the shell looks")
-    parser.add_argument("--plugins", action="append", default=[], metavar="PATH", help="a file or folder of your own")
+    parser.add_plugins()
     return parser
 
 
 def _own(command: str) -> Iterator[Word]:
     """The options that a command declares by itself."""
-    module = importlib.import_module(COMMANDS[command][0])
-    made = run_options.parser(command) if module.__name__ == "lit_small_lm.cli.lit" else module.parser(command)
-    for action in made._actions:
+    for action in importlib.import_module(COMMANDS[command][0]).parser(command)._actions:
         values = None if action.nargs == 0 else tuple(map(str, action.choices or ()))
         text = "" if action.help in (None, argparse.SUPPRESS) else action.help
         for name in action.option_strings or ([command] if values else []):  # after the command: what it is about

@@ -1,5 +1,6 @@
 """What an option is, in words: taken from the docstrings of fields and arguments, as the command line's help is."""
 
+import dataclasses
 import functools
 import re
 
@@ -28,7 +29,10 @@ def _first_sentence(text: str | None) -> str:
     return re.split(r"(?<=[a-z0-9)`'\"]\.) (?=[A-Z])", words, maxsplit=1)[0]
 
 
+@functools.cache
 def _attributes(owner: type) -> list[docstring_parser.DocstringParam]:
+    if not dataclasses.is_dataclass(owner):
+        return []
     try:
         return docstring_parser.parse_from_object(owner).params
     except (OSError, TypeError):  # no source: a class made at run time

@@ -43,7 +43,7 @@ def parser(command: str) -> Options:
     )
     parser.add_argument("--full", action="store_true", help="also compile, communicate and ask the hub (seconds)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--plugins", action="append", default=[], metavar="PATH", help="a file or folder of your own")
+    parser.add_plugins()
     return parser
 
 

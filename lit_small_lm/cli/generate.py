@@ -46,7 +46,7 @@ def parser(command: str) -> Options:
     parser.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this mass only")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.add_argument("--plugins", action="append", default=[], metavar="PATH", help="your own plug-ins, if needed")
+    parser.add_plugins()
     return parser
 
 

@@ -36,7 +36,7 @@ def run(command: str, argv: list[str]) -> int:
 def parser(command: str) -> Options:
     """The command's options."""
     parser = Options(prog="lit-small-lm schema", description="Print a JSON Schema of configurations, for editors.")
-    parser.add_argument("--plugins", action="append", default=[], metavar="PATH", help="a file or folder of your own")
+    parser.add_plugins()
     parser.add_argument(
         "--kind", help="of a file that holds one value, such as BackboneSpec (a family), Shape or TokenData"
     )

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -79,6 +80,9 @@ def roots() -> dict[str, Option]:
     }
 
 
+parser = run_options.parser
+
+
 def run(command: str, argv: list[str]) -> int:
     """Run one of the three commands; returns the exit status."""
     quiet()
@@ -114,6 +118,8 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # no loss is changed in place
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # a norm, a checkpoint
 
 
 class ShortErrors(LightningArgumentParser):
@@ -255,6 +261,9 @@ class LitCLI(LightningCLI):
         except Exception as error:  # jsonargparse wraps what a constructor raises, more than once
             raise lightning_parts.refusal(error) from None
         config = self.config_init[self.subcommand]
+        asked = self.config[self.subcommand].data.cache_dir
+        given = "data.cache_dir" if asked else "LIT_SMALL_LM_CACHE, the data cache"
+        run_options.refuse_file(given, self.datamodule.cache)
         self.model.optim, self.model.compile_mode = config.optim, config.compile
         self.model.activation_checkpointing = config.activation_checkpointing
         self.model.seed = self.datamodule.seed = config.seed_everything
@@ -298,8 +307,9 @@ class LitCLI(LightningCLI):
             strategy.refuse_model(model.backbone, model.dims)
         if number_here() == 0:
             self.datamodule.pace.check_shares(1, self.trainer.accumulate_grad_batches)
-            self.datamodule.tell = Shown("data")
+            self.datamodule.tell = progress = Shown("data")
             self.datamodule.prepare_data()  # text that cannot be read is found before other processes start
+            progress.done()
         try:
             self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
@@ -350,7 +360,10 @@ def make_trainer(config: dict[str, Any]) -> Trainer:
     except RequestError:
         raise
     except (MisconfigurationException, ValueError, TypeError) as error:
-        asked = ", ".join(f"{key}={config[key]!r}" for key in ("accelerator", "devices", "strategy", "precision"))
+        asked = {key: config[key] for key in ("accelerator", "devices", "strategy", "precision")}
+        if isinstance(asked["strategy"], Strategy):
+            asked["strategy"] = type(asked["strategy"]).__name__
+        asked = ", ".join(f"{key}={value!r}" for key, value in asked.items())
         raise RequestError(f"trainer: {' '.join(str(error).split())[:150]} (asked for: {asked})") from error
 
 

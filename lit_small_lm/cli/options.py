@@ -13,6 +13,11 @@ class Options(argparse.ArgumentParser):
     def __init__(self, **kwargs: object) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
 
+    def add_plugins(self) -> None:
+        """The option that every command has which looks at plug-ins."""
+        help = "a file or folder of your own plug-ins; may be repeated"
+        self.add_argument("--plugins", action="append", default=[], metavar="PATH", help=help)
+
     def error(self, message: str) -> NoReturn:
         raise RequestError(message.replace("argument ", "", 1))
 

@@ -11,7 +11,7 @@ from lit_small_lm.plugin import kinds, known
 def parser(command: str) -> Options:
     """The command's options."""
     parser = Options(prog="lit-small-lm plugins", description="List every plug-in: kind, name, origin, what it is.")
-    parser.add_argument("--plugins", action="append", default=[], metavar="PATH", help="a file or folder of your own")
+    parser.add_plugins()
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 

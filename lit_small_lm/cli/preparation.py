@@ -5,7 +5,7 @@ import sys
 import time
 
 from lit_small_lm.cli import report
-from lit_small_lm.data.store import Progress
+from lit_small_lm.data.progress import Progress
 from lit_small_lm.training.callbacks.progress import clock, short
 
 QUIET, OFTEN = 3.0, 10.0

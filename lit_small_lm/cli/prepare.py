@@ -32,7 +32,7 @@ def parser(command: str) -> Options:
     parser = Options(prog=f"lit-small-lm {command}", description=TEXT)
     parser.add_argument("--verify", action="store_true", help="also read every file again and compare its SHA-256")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--plugins", action="append", default=[], metavar="PATH", help="your own plug-ins, if needed")
+    parser.add_plugins()
     return parser
 
 

@@ -17,11 +17,10 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 from lit_small_lm import __version__
 from lit_small_lm.cli import yaml_tree
 from lit_small_lm.cli.part import Given, Part
-from lit_small_lm.cli.schema import Option, Wrong, class_named, given_text, names, quoted, read
-from lit_small_lm.cli.wording import FILE, NAME, VALUE, Report, elsewhere, kind_of, missing_methods, unknown
+from lit_small_lm.cli.schema import Option, Wrong, class_named, given_text, quoted, read
+from lit_small_lm.cli.wording import FILE, NAME, VALUE, Report, elsewhere, no_class, unknown
 from lit_small_lm.cli.words import has_value, next_value, typed_node
 from lit_small_lm.cli.yaml_tree import BadYAML
-from lit_small_lm.discovery import not_loaded
 from lit_small_lm.errors import one, request_lines, shown
 from lit_small_lm.spec import known
 
@@ -367,21 +366,9 @@ class _Walk:
             self._changing(part, path, cls.__name__, lambda: part.choose(cls, self._given(cls, node, path)))
             return
         part.broken = True
-        if yaml_tree.is_file_name(name):
-            text = "class_path names a file, and one YAML cannot both name a file and change it; write"
-            how = f"{path[-1]}: {shown(name)}, and the changes in a further -c or as --{'.'.join(path)}.OPTION"
-            self.report.add(NAME, f"{where}: {text} {how}")
-            return
-        lacks = missing_methods(kind, name)
-        if lacks:
-            self.report.add(NAME, f"{where}: {quoted(name)} is abstract; it lacks {lacks}")
-            return
-        kinds = {option.kind.__name__: option.kind for option in self.root.options().values() if option.form == "slot"}
-        found = kind_of(name, {kind.__name__: kind, **kinds})
-        what = kind.__name__ if found else f"a known {kind.__name__}"
-        self.report.add(NAME, unknown(where, name, names(part.option), what, found=found))
-        for why in [] if found else not_loaded:
-            self.report.add(FILE, f"--plugins: {why}")
+        slots = [option.kind for option in self.root.options().values() if option.form == "slot"]
+        for weight, text in no_class(where, name, part.option, path, slots):
+            self.report.add(weight, text)
 
     def _changing(self, part: Part, path: tuple[str, ...], what: str, change: Callable[[], None]) -> None:
         """Make a change, and note what was given before and is gone after it."""

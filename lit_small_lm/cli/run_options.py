@@ -66,7 +66,7 @@ def parser(command: str) -> Options:
     """The run's options; those of the configuration stand beside them."""
     parser = Options(prog=f"lit-small-lm {command}", add_help=False)
     parser.add_argument("--run_dir", type=_path)
-    parser.add_argument("--plugins", action="append", default=[])
+    parser.add_plugins()
     if command == "fit":
         parser.add_argument("--resume", action="store_true")
         parser.add_argument("--branch_from", type=_path)
@@ -87,14 +87,21 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _refuse_unusable(folder: Path) -> None:
-    """Raise RequestError if nothing can be written below `folder`."""
+def refuse_file(key: str, folder: Path) -> Path:
+    """The part of `folder` that exists. Raises RequestError if that is no directory."""
     try:
         parent = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     except OSError as error:
-        raise RequestError(f"--run_dir: {shown(str(folder))}: {error.strerror}") from None
+        raise RequestError(f"{key}: {shown(str(folder))}: {error.strerror}") from None
     if not parent.is_dir():
-        raise RequestError(f"--run_dir: {shown(str(folder))}: {parent} is a file; allowed: a directory, or a new path")
+        place = shown(str(parent))
+        raise RequestError(f"{key}: {shown(str(folder))}: {place} is a file; allowed: a directory, or a new path")
+    return parent
+
+
+def _refuse_unusable(folder: Path) -> None:
+    """Raise RequestError if nothing can be written below `folder`."""
+    parent = refuse_file("--run_dir", folder)
     if not os.access(parent, os.W_OK):
         raise RequestError(f"--run_dir: {shown(str(folder))}: {parent} cannot be written to")
 

@@ -29,8 +29,10 @@ def _values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise RequestError unless exactly one key ends the run; trainer.max_time may stand beside it."""
-    keys = given(config)
+    """Raise RequestError unless exactly one key ends the run; trainer.max_time, above 0, may stand beside it."""
+    keys, limit = given(config), config["trainer"]["max_time"]
+    if isinstance(limit, str) and not set("123456789") & set(limit):
+        raise RequestError(f"trainer.max_time: {limit!r}; allowed: more than no time, as DD:HH:MM:SS")
     if not keys:
         raise RequestError(
             "trainer.max_steps: not given; a run needs trainer.max_steps, trainer.max_epochs or max_tokens"

@@ -1,13 +1,14 @@
 """The words of a refused request: every fault in one line, the most important last."""
 
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_small_lm.cli.part import Part, Path
-from lit_small_lm.cli.schema import quoted
-from lit_small_lm.errors import WIDTH, RequestError, nearest, one
+from lit_small_lm.cli.schema import Option, names, quoted
+from lit_small_lm.cli.yaml_tree import is_file_name
+from lit_small_lm.discovery import not_loaded
+from lit_small_lm.errors import WIDTH, RequestError, listing, nearest, one, shown
 from lit_small_lm.spec import Spec, known
 
 VALUE, NAME, FILE = 0, 1, 2
@@ -50,13 +51,31 @@ def unknown(
     """
     head = f"{where}: {quoted(name)} is {f'{one(found)}, not' if found else 'not'} {what}; known: "
     tail = "" if found else _suggestion(name, choices, prefix, suffix, places)
-    names, room = sorted(choices), WIDTH - len("error: ") - len(head) - len(tail)
-    text = ", ".join(names) or "none"
-    if len(text) > room:
-        names.sort(key=lambda choice: -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio())
-        shown_names = _first(names, room - len(", ... (999 in all)"))
-        text = f"{', '.join(shown_names)}, ... ({len(names)} in all)" if shown_names else f"{len(names)} names"
-    return head + text + tail
+    return head + listing(name, choices, WIDTH - len("error: ") - len(head) - len(tail)) + tail
+
+
+def no_class(where: str, name: str, option: Option, path: Path, slots: Iterable[type]) -> Iterator[tuple[int, str]]:
+    """Why a name is no class for a place: faults, each with how important it is.
+
+    Args:
+        where: the place, as an error names it.
+        name: what was asked for.
+        option: of the place, a slot.
+        path: of the place.
+        slots: the kinds that the top level takes, beside those of `Spec`.
+    """
+    kind = option.kind
+    if is_file_name(name):
+        text = "class_path names a file, and one YAML cannot both name a file and change it; write"
+        how = f"{path[-1]}: {shown(name)}, and the changes in a further -c or as --{'.'.join(path)}.OPTION"
+        yield NAME, f"{where}: {text} {how}"
+    elif lacks := missing_methods(kind, name):
+        yield NAME, f"{where}: {quoted(name)} is abstract; it lacks {lacks}"
+    else:
+        found = kind_of(name, {cls.__name__: cls for cls in (kind, *slots)})
+        what = kind.__name__ if found else f"a known {kind.__name__}"
+        yield NAME, unknown(where, name, names(option), what, found=found)
+        yield from ((FILE, f"--plugins: {why}") for why in ([] if found else not_loaded))
 
 
 def elsewhere(part: Part, name: str, path: Path = ()) -> Iterator[Path]:
@@ -90,12 +109,3 @@ def _suggestion(name: str, choices: Iterable[str], prefix: str, suffix: str, pla
     if 0 < len(places) <= 3:
         return "; it belongs under " + " or ".join(".".join(place[:-1]) or "the top level" for place in places)
     return nearest(name, choices, prefix, suffix)
-
-
-def _first(names: Sequence[str], room: int) -> list[str]:
-    taken: list[str] = []
-    for name in names:
-        if sum(map(len, taken)) + 2 * len(taken) + len(name) > room:
-            break
-        taken.append(name)
-    return taken

@@ -24,6 +24,11 @@ def default_cache() -> Path:
     return Path(os.environ.get("LIT_SMALL_LM_CACHE") or Path(base) / "lit_small_lm")
 
 
+def key_of(*parts: object) -> str:
+    """A name for what is kept under its content: the beginning of the SHA-256 of `parts`, a line each."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:24]
+
+
 def replace_file(file: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +67,7 @@ def digests_of(files: Sequence[Path]) -> list[str]:
     """SHA-256 of each file; computed only where path, size or time of change is new."""
     paths = [str(file.absolute()) for file in files]
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    place = default_cache() / "digests" / f"{hashlib.sha256(root.encode()).hexdigest()[:24]}.json"
+    place = default_cache() / "digests" / f"{key_of(root)}.json"
     known = _known(place)
     found = {}
     for path, file in zip(paths, files, strict=True):

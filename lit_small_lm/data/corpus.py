@@ -1,19 +1,20 @@
 """The documents of all components as tokens: from token stores, or, where training streams, held-out ones alone."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lit_small_lm.data.cache import replace_file
+from lit_small_lm.data.cache import key_of, replace_file
+from lit_small_lm.data.learning import learned
 from lit_small_lm.data.mixture import naming
 from lit_small_lm.data.packing import ArrayStream, Stream
+from lit_small_lm.data.progress import Tell
 from lit_small_lm.data.splits import Splits, full_documents
-from lit_small_lm.data.store import TOKENIZER, Tell, TokenStore, learned, prepare
-from lit_small_lm.data.tokenizer import check_specials, digest
+from lit_small_lm.data.store import TOKENIZER, TokenStore, prepare
+from lit_small_lm.data.tokenizer import check_specials, digest, digest_of_record
 from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Component, Encoder, Source, Split, Tokenizer
 
@@ -97,7 +98,7 @@ def check_tokenizer(store: TokenStore, tokenizer: Tokenizer, record: dict[str, o
     if record is None and tokenizer == tokenizer_of(store):
         return
     record_asked = tokenizer.learn(iter(())).record() if record is None else record
-    asked = hashlib.sha256(json.dumps(record_asked, sort_keys=True).encode()).hexdigest()  # as `digest` does
+    asked = digest_of_record(record_asked)
     if asked != digest(store.encoder):
         who = f"data.tokenizer {shown(str(tokenizer))}" if record is None else "the checkpoint's"
         raise RequestError(
@@ -132,8 +133,7 @@ def _first_held_out(component: Component, encoder: Encoder, cache: Path) -> Open
 
 def _held_out_texts(source: Source, cache: Path) -> dict[str, list[str]]:
     """Read from the beginning until both held-out splits are full; kept, because that may be 40 times as much text."""
-    key = hashlib.sha256(f"{source.fingerprint()} {HELD_OUT}".encode()).hexdigest()[:24]
-    file = cache / "held_out" / f"{key}.json"
+    file = cache / "held_out" / f"{key_of(f'{source.fingerprint()} {HELD_OUT}')}.json"
     if file.exists():
         return json.loads(file.read_text())
     splits, found = Splits.of(source), {"validation": [], "test": []}

@@ -13,8 +13,9 @@ from lit_small_lm.data.loader import BatchLoader, PreparedFeed, Rows
 from lit_small_lm.data.mixture import Interleaving, naming
 from lit_small_lm.data.packing import Packed, Packing, Stream, pack
 from lit_small_lm.data.plan import EvalPlan, Pace, RowOrder, Shares, TrainPlan, Warmup
+from lit_small_lm.data.progress import Tell
 from lit_small_lm.data.sources import TextFiles
-from lit_small_lm.data.store import Tell, TokenStore
+from lit_small_lm.data.store import TokenStore
 from lit_small_lm.data.streaming import Reader, StreamedFeed
 from lit_small_lm.data.tokenizer import BPE
 from lit_small_lm.errors import RequestError

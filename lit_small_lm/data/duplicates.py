@@ -1,6 +1,6 @@
 """Exact and near duplicates, counted while a source is tokenised.
 
-A document's near duplicates are found by MinHash: two texts share the least hash of their runs of five tokens with a
+A document's near duplicates are found by MinHash: two texts share the least hash of their runs of tokens with a
 probability that is the overlap of the two sets of runs (Broder 1997, doi 10.1109/SEQUEN.1997.666900). One hash function
 does for all minima: its upper bits say which of 128 bins a run falls into, and an empty bin borrows from the next one
 that is not (one-permutation hashing, arXiv 1208.1259; densified by rotation, arXiv 1406.4784). Documents count as near
@@ -14,8 +14,9 @@ import numpy as np
 
 from lit_small_lm.plugin import Split
 
-RUN = 5
-"""Tokens of a run."""
+RUN_BYTES = 24
+"""Bytes that a run stands for at least, by the mean length of the vocabulary: about five words of English."""
+LONGEST = 32
 BINS, BANDS = 128, 16
 SKETCH = 1 + BANDS
 """Numbers kept of a document: the digest of its text, and one hash for each band."""
@@ -23,7 +24,7 @@ EMPTY = np.uint64(2**64 - 1)
 BIN_SHIFT = np.uint64(64 - 7)
 AT_ONCE = 4096
 """Documents whose minima are held in memory together."""
-_ODD = np.random.default_rng(20).integers(2**63, 2**64, RUN, dtype=np.uint64) | np.uint64(1)
+_ODD = np.random.default_rng(20).integers(2**63, 2**64, 2, dtype=np.uint64) | np.uint64(1)
 _BAND = np.random.default_rng(21).integers(2**63, 2**64, BINS // BANDS, dtype=np.uint64) | np.uint64(1)
 
 
@@ -38,43 +39,55 @@ class Duplicates(NamedTuple):
     """Documents of a held-out split that share a band with a training document."""
 
 
-def sketches(tokens: np.ndarray, starts: np.ndarray, stops: np.ndarray, digests: np.ndarray) -> np.ndarray:
+def run_length(byte_lengths: Sequence[int]) -> int:
+    """Tokens of a run, a power of two: 32 of single bytes, 4 or 8 of a usual vocabulary."""
+    lengths = np.asarray(byte_lengths)
+    mean = float(lengths[lengths > 0].mean())
+    run = 2
+    while run < LONGEST and run * mean < RUN_BYTES:
+        run *= 2
+    return run
+
+
+def sketches(tokens: np.ndarray, starts: np.ndarray, stops: np.ndarray, digests: np.ndarray, run: int) -> np.ndarray:
     """(documents, SKETCH) uint64: for each document `tokens[start:stop]` the digest of its text and its bands.
 
-    The first token, which ends the document before, does not count. A document shorter than a run has no near
-    duplicates: its digest stands in every band.
+    The first token, which ends the document before, does not count. A document shorter than a run of `run` tokens has
+    no near duplicates: its digest stands in every band.
     """
     found = np.repeat(digests[:, None], SKETCH, axis=1)
     for first in range(0, len(starts), AT_ONCE):
         some = slice(first, first + AT_ONCE)
         low, high = starts[some][0] + 1, stops[some][-1]
-        minima = _minima(tokens[low:high], starts[some] + 1 - low, stops[some] - low)
+        minima = _minima(tokens[low:high], starts[some] + 1 - low, stops[some] - low, run)
         full = minima[:, 0] != EMPTY
         found[some][full, 1:] = _bands(minima[full])
     return found
 
 
-def _minima(tokens: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+def _minima(tokens: np.ndarray, starts: np.ndarray, stops: np.ndarray, run: int) -> np.ndarray:
     """(documents, BINS) least hash of each bin; all EMPTY for documents without a run."""
-    hashes = _hashes(tokens)
+    hashes = _hashes(tokens, run)
     at = np.arange(len(hashes))
     documents = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(tokens)))[: len(hashes)]
-    inside = at + RUN <= stops[documents]
+    inside = at + run <= stops[documents]
     hashes, documents = hashes[inside], documents[inside]
     minima = np.full(len(starts) * BINS, EMPTY)
     np.minimum.at(minima, documents * BINS + (hashes >> BIN_SHIFT).astype(np.int64), hashes)
     return _borrowed(minima.reshape(len(starts), BINS))
 
 
-def _hashes(tokens: np.ndarray) -> np.ndarray:
-    """One 64-bit hash for every run of RUN tokens; those that cross from document to document are sorted out later."""
-    ids = tokens.astype(np.uint64)
-    count = max(0, len(ids) - RUN + 1)
-    mixed = ids[:count] * _ODD[0]
-    for k in range(1, RUN):
+def _hashes(tokens: np.ndarray, run: int) -> np.ndarray:
+    """One 64-bit hash for every run of tokens; those that cross from document to document are sorted out later.
+
+    Runs of twice the length are made of two, so a run of 32 takes five steps.
+    """
+    mixed, length = tokens.astype(np.uint64), 1
+    while length < run:
+        mixed = mixed[: max(0, len(mixed) - length)] * _ODD[0] + mixed[length:] * _ODD[1]
         mixed ^= mixed >> np.uint64(29)
-        mixed += ids[k : k + count]
-        mixed *= _ODD[k]
+        length *= 2
+    mixed *= _ODD[0]
     return mixed ^ (mixed >> np.uint64(32))
 
 

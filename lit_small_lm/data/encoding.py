@@ -6,13 +6,14 @@ decided by the documents alone, so any number of processes gives the same result
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
-from lit_small_lm.data.duplicates import sketches
+from lit_small_lm.data.duplicates import run_length, sketches
 from lit_small_lm.data.splits import SPLITS, Piece, Splits
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Document, Encoder, Source, Split
@@ -153,7 +154,12 @@ def _of_split(encoder: Encoder, split: Split, batch: Sequence[Cut], ids: Sequenc
     starts = stops - lengths[begins]
     digests = np.array([batch[i].digest for i in mine], np.uint64)[begins]
     size = sum(len(batch[i].text.encode()) for i in mine)
-    return Encoded(split, tokens, starts, sketches(tokens, starts, stops, digests), size)
+    return Encoded(split, tokens, starts, sketches(tokens, starts, stops, digests, _run_of(encoder)), size)
+
+
+@functools.lru_cache(maxsize=4)
+def _run_of(encoder: Encoder) -> int:
+    return run_length(encoder.byte_lengths().tolist())
 
 
 def _in_vocabulary(ids: np.ndarray, encoder: Encoder) -> np.ndarray:

@@ -4,12 +4,11 @@ Of a large source, documents from the beginning of parts that lie evenly spread 
 the source alone.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lit_small_lm.data.cache import replace_file
+from lit_small_lm.data.cache import key_of, replace_file
 from lit_small_lm.data.encoding import cuts
 from lit_small_lm.data.splits import Splits
 from lit_small_lm.plugin import Encoder, Source, SourcePart, Tokenizer
@@ -25,7 +24,7 @@ def learned(source: Source, tokenizer: Tokenizer, cache: Path, limit: int = LEAR
     """The encoder learned from training documents of all components, `limit` characters of them at most; kept."""
     content = [(part.weight, part.source.fingerprint()) for part in source.components()]
     asked = json.dumps([VERSION, content, limit, tokenizer.to_dict()], sort_keys=True)
-    file = cache / "tokenizers" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+    file = cache / "tokenizers" / f"{key_of(asked)}.json"
     if file.exists():
         return tokenizer.restore(json.loads(file.read_text()))
     read: list[str] = []

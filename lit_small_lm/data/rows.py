@@ -7,12 +7,14 @@ the readers of `datasets` settle on one type for a column and turn the number 5 
 import csv
 import io
 import json
+import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from lit_small_lm.errors import RequestError, RunError, nearest, shown
+from lit_small_lm.errors import RequestError, RunError, first_line, nearest, shown
 
 FORMATS = {
     ".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json",
@@ -93,8 +95,13 @@ def check_column(file: str, table: Table, column: str) -> None:
 def _opened(file: str) -> Any:
     import fsspec
 
+    packed = PurePosixPath(file).suffix.lower()
+    if packed in COMPRESSED and fsspec.utils.infer_compression(file) is None:
+        raise RequestError(f"data.source.path: {shown(file)}: {packed} needs a package: pip install zstandard")
     try:
-        return fsspec.open(file, "rb", compression="infer").open()
+        if "://" in file:
+            return fsspec.open(file, "rb", compression="infer").open()
+        return fsspec.filesystem("file").open(file, "rb", compression="infer")
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(file, error) from None
 
@@ -122,12 +129,12 @@ def _translated(file: str, rows: Iterator[Row]) -> Iterator[Row]:
 def _broken() -> tuple[type[Exception], ...]:
     import pyarrow
 
-    return (pyarrow.ArrowException, OSError, EOFError, ValueError, csv.Error)
+    packed = (EOFError, zlib.error, lzma.LZMAError)
+    return (pyarrow.ArrowException, OSError, ValueError, csv.Error, RecursionError, *packed)
 
 
 def _unreadable(file: str, error: Exception) -> RunError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return RunError(f"{shown(file)}: cannot be read as {format_of(file)}: {shown(first)}")
+    return RunError(f"{shown(file)}: cannot be read as {format_of(file)}: {first_line(error)}")
 
 
 def _text(number: int, value: object) -> Row:
@@ -215,6 +222,8 @@ def _objects(stream: Any) -> Iterator[tuple[int, Any]]:
             yield number, json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             raise RunError(f"row {number}: no JSON ({error.msg} at character {error.colno})") from None
+        except RecursionError:
+            raise RunError(f"row {number}: JSON in more levels than can be read") from None
         except UnicodeDecodeError as error:
             raise RunError(f"row {number}: byte {error.start} (0x{line[error.start]:02x}) is not UTF-8") from None
 

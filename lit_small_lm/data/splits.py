@@ -68,10 +68,6 @@ class Splits:
             return [Piece(split_of(digest), document.text, digest)]
         return [Piece(split, text, digest_of(text)) for split, text in split_ends(document.text)]
 
-    def texts(self, document: Document, split: Split) -> Iterator[str]:
-        """What of a document belongs to one split."""
-        return (text for found, text in self.pieces(document) if found == split)
-
 
 def full_documents(source: Source) -> Iterator[Document]:
     """Every document of a source that is not empty, in order."""

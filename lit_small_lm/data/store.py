@@ -6,7 +6,6 @@ that was interrupted goes on from its last whole shard, and what comes of it is 
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,18 +16,15 @@ from typing import Any
 import numpy as np
 
 from lit_small_lm.data import worker
-from lit_small_lm.data.cache import default_cache, replace_file
+from lit_small_lm.data.cache import key_of, replace_file
 from lit_small_lm.data.duplicates import count
 from lit_small_lm.data.encoding import ReadTo, dtype_of, text_batches
-from lit_small_lm.data.learning import LEARN_BYTES, learned
-from lit_small_lm.data.progress import Meter, Progress, Tell
-from lit_small_lm.data.shards import ShardWriter, SplitTokens, check_shard, finished_shards, token_file
+from lit_small_lm.data.progress import Meter, Tell
+from lit_small_lm.data.shards import ShardWriter, SplitTokens, check_shard, finished_shards, name_of, token_file
 from lit_small_lm.data.splits import SPLITS, Splits
 from lit_small_lm.data.tokenizer import check_specials, digest
 from lit_small_lm.errors import RequestError, RunError, shown
 from lit_small_lm.plugin import Encoder, Source, Split, Tokenizer
-
-__all__ = ["LEARN_BYTES", "Progress", "SplitTokens", "Tell", "TokenStore", "default_cache", "learned", "prepare"]
 
 FORMAT = 2
 SHARD_TOKENS = 1 << 26
@@ -134,7 +130,7 @@ def prepare(
         RunError: it is damaged or changes meanwhile, or a tokenising process ends.
     """
     check_specials(encoder)
-    folder = cache / "tokens" / _key(FORMAT, source.fingerprint(), digest(encoder), SHARD_TOKENS)
+    folder = cache / "tokens" / key_of(FORMAT, source.fingerprint(), digest(encoder), SHARD_TOKENS)
     if not (folder / MANIFEST).exists():
         splits = Splits.of(source)
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +187,7 @@ def _write_shards(folder: Path, records: list, batches: Iterator, encoder: Encod
 
 
 def _sketches(folder: Path, number: int, split: Split) -> np.ndarray:
-    return np.load(folder / f"{number:05d}.{split}.sketches.npy", mmap_mode="r")
+    return np.load(folder / name_of(number, split, "sketches.npy"), mmap_mode="r")
 
 
 def _total(records: list[dict[str, Any]], split: Split) -> dict[str, int]:
@@ -201,9 +197,10 @@ def _total(records: list[dict[str, Any]], split: Split) -> dict[str, int]:
 def _place_of(folder: Path, number: int, dtype: str, vocab_size: int) -> str:
     """Where a shard holds its first id outside the vocabulary, in words."""
     for split in SPLITS:
-        outside = np.fromfile(folder / f"{number:05d}.{split}.tokens", dtype) >= vocab_size
+        file = name_of(number, split, "tokens")
+        outside = np.fromfile(folder / file, dtype) >= vocab_size
         if outside.any():
-            return f"at token {int(outside.argmax())} of {number:05d}.{split}.tokens"
+            return f"at token {int(outside.argmax())} of {file}"
     return f"in shard {number}, by its record"
 
 
@@ -218,7 +215,3 @@ def _alone(folder: Path) -> Iterator[None]:
                 f"data.cache_dir: {shown(str(folder))} cannot be locked ({error.strerror}); choose another"
             ) from None
         yield
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:24]

@@ -8,7 +8,6 @@ import contextlib
 import glob
 import hashlib
 import logging
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_small_lm.data.cache import Stamp, check_unchanged, digests_of, stamp
+from lit_small_lm.data.hub import may_be_on_a_hub
 from lit_small_lm.data.rows import FORMATS, format_of, look, read_rows
-from lit_small_lm.errors import RequestError, RunError, nearest, shown
+from lit_small_lm.errors import RequestError, RunError, first_line, nearest, shown
 from lit_small_lm.plugin import Document, Source, SourcePart
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WHERE = "data.source.path"
 
 
@@ -105,7 +104,7 @@ def _local(path: str, subset: str | None, split: str) -> list[str]:
     if root.is_dir():
         saved = _saved_to_disk(root, split)
         return saved or _resolved(str(root), subset, split, None, path)
-    if not HUB_NAME.fullmatch(path) or format_of(path):
+    if not may_be_on_a_hub(path) or format_of(path):
         raise RequestError(f"{WHERE}: {shown(path)} does not exist (looked for {shown(str(root.absolute()))})")
     return []
 
@@ -141,23 +140,19 @@ def _resolved(path: str, subset: str | None, split: str, revision: str | None, t
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         try:
             builder = datasets.load_dataset_builder(path, subset, revision=revision, cache_dir=scratch)
-        except datasets.data_files.EmptyDatasetError:
+        except (datasets.data_files.EmptyDatasetError, datasets.exceptions.DataFilesNotFoundError):
             return []
         except (datasets.exceptions.DatasetNotFoundError, RuntimeError, ValueError) as error:
-            raise RequestError(f"{WHERE}: {shown(typed)}: {_first_line(error)}{_hint(error)}") from None
+            raise RequestError(f"{WHERE}: {shown(typed)}: {first_line(error)}{_hint(error)}") from None
         except (OSError, HfHubHTTPError) as error:
             what = f"{shown(typed)} is no file or folder here, and no hub could be asked"
-            raise RunError(f"{WHERE}: {what}: {_first_line(error)}") from None
+            raise RunError(f"{WHERE}: {what}: {first_line(error)}") from None
     files = builder.config.data_files or {}
     if split not in files:
         names = ", ".join(map(str, files)) or "none"
         near = nearest(split, map(str, files))
         raise RequestError(f"data.source.split: {shown(split)!r} is no split of {shown(typed)}; known: {names}{near}")
     return [str(file) for file in files[split]]
-
-
-def _first_line(error: Exception) -> str:
-    return shown((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _hint(error: Exception) -> str:

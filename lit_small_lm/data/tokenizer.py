@@ -6,7 +6,6 @@ diffusion. A special token written out in a text is encoded as the ordinary char
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_small_lm.errors import RequestError, RunError, not_known, shown
+from lit_small_lm.data.hub import may_be_on_a_hub
+from lit_small_lm.errors import RequestError, RunError, first_line, not_known, shown
 from lit_small_lm.plugin import Encoder, Specials, Tokenizer, setting
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 END, PAD, MASK = SPECIALS = ("<|end|>", "<|pad|>", "<|mask|>")
 
 
 def digest(encoder: Encoder) -> str:
     """SHA-256 of everything that decides the ids of a text."""
-    return hashlib.sha256(json.dumps(encoder.record(), sort_keys=True).encode()).hexdigest()
+    return digest_of_record(encoder.record())
+
+
+def digest_of_record(record: Mapping[str, object]) -> str:
+    """`digest` of the encoder that a record restores."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def check_specials(encoder: Encoder) -> None:
@@ -182,7 +186,7 @@ class Pretrained(Tokenizer):
             raise RequestError(f"data.tokenizer.path: {self.path!r}; allowed: a tokenizer.json, a folder or a hub name")
         file = Path(self.path).expanduser()
         file = file / "tokenizer.json" if file.is_dir() else file
-        if not file.exists() and (file.suffix == ".json" or not HUB_NAME.fullmatch(self.path)):
+        if not file.exists() and (file.suffix == ".json" or not may_be_on_a_hub(self.path)):
             raise RequestError(f"data.tokenizer.path: {shown(str(file))} does not exist")
         if file.exists():
             return _read(lambda: Library.from_file(str(file)), RequestError, shown(str(file)))
@@ -194,8 +198,7 @@ def _read(load: Callable[[], Any], error: type[Exception], what: str) -> Any:
     try:
         return load()
     except Exception as found:  # the library raises plain Exceptions
-        line = (str(found).splitlines() or [type(found).__name__])[0]
-        raise error(f"data.tokenizer.path: {what}: {shown(line)}") from None
+        raise error(f"data.tokenizer.path: {what}: {first_line(found)}") from None
 
 
 def _check_byte_level(content: Mapping[str, Any], path: str) -> None:

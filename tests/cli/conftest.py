@@ -24,6 +24,12 @@ class Ended(NamedTuple):
     """Of standard error."""
 
 
+@pytest.fixture(scope="session")
+def tiny(tiny_text: Path) -> list[str]:
+    """Options of a tiny model on the tiny corpus."""
+    return [*TINY, "--data.source.path", str(tiny_text)]
+
+
 @pytest.fixture
 def fit(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`fit("--optim.lr", "1")` makes a short run in an empty working directory, in this process."""

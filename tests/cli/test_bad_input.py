@@ -115,6 +115,12 @@ ARCHITECTURE = {
     ),
 }
 TRAINING = {
+    "a cache folder that is a file": bad(
+        "--data.cache_dir", "f/below", says=["data.cache_dir: f/below: ", "/f is a file"], files={"f": "x"}
+    ),
+    "no time at all": bad(
+        "--trainer.max_time", "00:00:00:00", says=["trainer.max_time: '00:00:00:00'; allowed: more than no time"]
+    ),
     "C01": flag("optim.lr", "-1", "-1; allowed: a number, above 0"),
     "C03": bad(
         "--optim.lr",
@@ -182,6 +188,15 @@ TRAINING = {
         "--trainer.strategy.data_parallel_size",
         "x",
         says=["--trainer.strategy.data_parallel_size: 'x'; allowed: one of auto or a whole number"],
+    ),
+    "fp16 in shards": bad(
+        "--trainer.strategy",
+        "FSDP2",
+        "--trainer.devices",
+        "2",
+        "--trainer.precision",
+        "16-mixed",
+        says=["16-mixed", "strategy='FSDP2'"],
     ),
     "a precision": flag("trainer.precision", "bf16-mixd", "did you mean bf16-mixed?"),
     "a precision as a number": flag("trainer.precision", "64", "64; allowed: one of 32-true"),

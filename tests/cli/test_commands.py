@@ -10,12 +10,6 @@ import torch
 from lit_small_lm import load
 from lit_small_lm.__main__ import main
 
-TINY = [
-    "--model", "AutoregressiveLM", "--model.shape.dim", "16", "--model.shape.n_layers", "1",
-    "--model.shape.n_heads", "2", "--data.tokenizer", "Bytes", "--data.seq_len", "16", "--data.batch_size", "4",
-    "--trainer.max_steps", "4", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
-    "--trainer.enable_progress_bar", "false", "--checkpoints.every_n_steps", "2",
-]  # fmt: skip
 PLUGIN = '''
 """A scheme of the user's."""
 from dataclasses import dataclass
@@ -37,10 +31,10 @@ class {name}(NormScheme):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_text, tmp_path_factory):
+def run(tiny, tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["fit", *TINY, "--data.source.path", str(tiny_text), "--run_dir", str(folder)]) == 0
+    assert main(["fit", *tiny, "--run_dir", str(folder)]) == 0
     return folder
 
 
@@ -155,10 +149,10 @@ def test_plugins_lists_kind_name_origin_and_first_line(capsys):
     assert all(set(record) == {"kind", "name", "class_path", "source", "digest"} for record in records)
 
 
-def test_a_plugin_file_is_selected_recorded_and_needed_again(tmp_path, tiny_text, capsys):
+def test_a_plugin_file_is_selected_recorded_and_needed_again(tmp_path, tiny, capsys):
     file = tmp_path / "my_scheme.py"
     file.write_text(PLUGIN.format(name="HalfOfPreNorm"))
-    argv = ["fit", *TINY, "--data.source.path", str(tiny_text), "--plugins", str(file)]
+    argv = ["fit", *tiny, "--plugins", str(file)]
     assert main([*argv, "--model.backbone.norm", "HalfOfPreNorm", "--run_dir", str(tmp_path / "run")]) == 0
     (recorded,) = load(tmp_path / "run", plugins=[file]).record["plugins"]
     assert recorded["name"] == "HalfOfPreNorm"
@@ -207,9 +201,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_request_ends_with_one_line_and_nothing_new(wrong, tmp_path, tiny_text, monkeypatch, capsys):
+def test_a_wrong_request_ends_with_one_line_and_nothing_new(wrong, tmp_path, tiny, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    argv = ["fit", *TINY, "--data.source.path", str(tiny_text), *WRONG[wrong]]
+    argv = ["fit", *tiny, *WRONG[wrong]]
     assert main([*argv, "--run_dir", "run"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) <= 5
@@ -218,26 +212,26 @@ def test_a_wrong_request_ends_with_one_line_and_nothing_new(wrong, tmp_path, tin
 
 
 @pytest.mark.parametrize(("size", "says"), [(0, "holds no text"), (40, "training tokens; one batch of")])
-def test_too_little_text_is_said(size, says, tmp_path, capsys):
+def test_too_little_text_is_said(size, says, tmp_path, capsys, tiny):
     text = tmp_path / "text.txt"
     text.write_text("x" * size)
-    assert main(["fit", *TINY, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]) == 2
+    assert main(["fit", *tiny, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_tiny_file_trains_and_a_smaller_vocabulary_is_said(tmp_path, capsys):
+def test_a_tiny_file_trains_and_a_smaller_vocabulary_is_said(tmp_path, capsys, tiny):
     text = tmp_path / "text.txt"
     text.write_text("one small file is enough to begin with, and more of it is better\n" * 30)
     bpe = ["--data.tokenizer", "BPE", "--data.tokenizer.vocab_size", "5000", "--trainer.enable_progress_bar", "true"]
-    assert main(["fit", *TINY, *bpe, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]) == 0
+    assert main(["fit", *tiny, *bpe, "--data.source.path", str(text), "--run_dir", str(tmp_path / "run")]) == 0
     assert "of the 5000 ids asked for" in capsys.readouterr().err
 
 
-def test_a_config_imports_nothing(tmp_path, tiny_text, cli):
+def test_a_config_imports_nothing(tmp_path, cli, tiny):
     (tmp_path / "foreign.py").write_text("open('it_ran', 'w').close()\nclass Thing: pass\n")
     config = tmp_path / "config.yaml"
     config.write_text("trainer:\n  callbacks:\n  - class_path: foreign.Thing\n")
-    argv = ["fit", *TINY, "-c", config, "--data.source.path", tiny_text]
+    argv = ["fit", *tiny, "-c", config]
     done = cli(*argv, env={"PYTHONPATH": str(tmp_path)})
     assert done.rc == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
@@ -258,23 +252,23 @@ def test_a_broken_plugin_package_and_a_name_used_in_two_kinds_hurt_nobody(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["", "file", "file/below", "foreign"])
-def test_a_directory_that_cannot_be_used_is_refused(name, tmp_path, tiny_text, capsys):
+def test_a_directory_that_cannot_be_used_is_refused(name, tmp_path, tiny, capsys):
     (tmp_path / "file").write_text("text")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.yaml").write_text("mine: true")
     folder = str(tmp_path / name) if name else ""
-    assert main(["fit", *TINY, "--data.source.path", str(tiny_text), "--run_dir", folder]) == 2
+    assert main(["fit", *tiny, "--run_dir", folder]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --run_dir: ")
     assert (tmp_path / "foreign" / "config.yaml").read_text() == "mine: true"
 
 
-def test_few_positions_do_not_spoil_a_finished_run(tmp_path, tiny_text):
+def test_few_positions_do_not_spoil_a_finished_run(tmp_path, tiny):
     few = ["--model.backbone.positions", "Learned", "--model.backbone.positions.length", "16"]
-    assert main(["fit", *TINY, *few, "--data.source.path", str(tiny_text), "--run_dir", str(tmp_path / "run")]) == 0
+    assert main(["fit", *tiny, *few, "--run_dir", str(tmp_path / "run")]) == 0
 
 
-def test_lightnings_logger_may_be_switched_off(tmp_path, tiny_text):
-    argv = ["fit", *TINY, "--trainer.logger", "false", "--data.source.path", str(tiny_text)]
+def test_lightnings_logger_may_be_switched_off(tmp_path, tiny):
+    argv = ["fit", *tiny, "--trainer.logger", "false"]
     assert main([*argv, "--run_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "metrics.jsonl").exists()
 

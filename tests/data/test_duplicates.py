@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lit_small_lm.data import duplicates
-from lit_small_lm.data.duplicates import BINS, EMPTY, RUN, SKETCH, count, sketches
+from lit_small_lm.data.duplicates import BINS, EMPTY, SKETCH, count, run_length, sketches
 
-END = 0
+END, RUN = 0, 8
 
 
 def sketched(texts, digests=None):
@@ -16,7 +16,7 @@ def sketched(texts, digests=None):
     tokens = np.concatenate([[END, *text] for text in texts]).astype(np.uint16)
     stops = np.cumsum([len(text) + 1 for text in texts])
     starts = stops - [len(text) + 1 for text in texts]
-    return sketches(tokens, starts, stops, np.array(digests or range(1000, 1000 + len(texts)), np.uint64))
+    return sketches(tokens, starts, stops, np.array(digests or range(1000, 1000 + len(texts)), np.uint64), RUN)
 
 
 def some_text(seed, length=400):
@@ -35,7 +35,7 @@ def minima_one_by_one(text):
     """The plain twin of the vectorised minima: a loop over runs and bins."""
     least = [EMPTY] * BINS
     for at in range(len(text) - RUN + 1):
-        value = duplicates._hashes(np.array(text[at : at + RUN], np.uint16))[0]
+        value = duplicates._hashes(np.array(text[at : at + RUN], np.uint16), RUN)[0]
         least[int(value >> duplicates.BIN_SHIFT)] = min(least[int(value >> duplicates.BIN_SHIFT)], value)
     filled = [i for i, value in enumerate(least) if value != EMPTY]
     found = []
@@ -45,12 +45,27 @@ def minima_one_by_one(text):
     return found
 
 
+def test_a_run_stands_for_about_as_much_text_in_any_vocabulary():
+    assert run_length([0, 0, 0] + [1] * 256) == 32
+    assert run_length([1] * 256 + [5] * 3000) == 8
+    assert run_length([7] * 50_000) == 4
+
+
+@pytest.mark.parametrize("run", [2, 4, 32])
+def test_equal_runs_and_only_those_have_equal_hashes(run):
+    tokens = np.array([*some_text(1, 70), *some_text(1, 70)], np.uint16)
+    hashes = duplicates._hashes(tokens, run).tolist()
+    assert len(hashes) == 140 - run + 1
+    assert hashes[: 70 - run + 1] == hashes[70:]
+    assert len(set(hashes)) == len({tuple(tokens[i : i + run]) for i in range(len(hashes))})
+
+
 def test_minima_are_those_of_a_plain_loop():
-    texts = [some_text(1, 300), some_text(2, 6), some_text(3, 40)]
+    texts = [some_text(1, 300), some_text(2, 9), some_text(3, 40)]
     tokens = np.concatenate([[END, *text] for text in texts]).astype(np.uint16)[1:]
     stops = np.cumsum([len(text) + 1 for text in texts]) - 1
     starts = stops - [len(text) for text in texts]
-    found = duplicates._minima(tokens, starts, stops)
+    found = duplicates._minima(tokens, starts, stops, RUN)
     for row, text in zip(found, texts, strict=True):
         assert row.tolist() == minima_one_by_one(text)
 

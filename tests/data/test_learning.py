@@ -12,7 +12,8 @@ from lit_small_lm.plugin import SourcePart
 def test_a_small_source_is_learned_from_whole_held_out_text_excepted(tiny_text):
     source = TextFiles(path=str(tiny_text))
     splits = Splits.of(source)
-    train = [text for part in range(40) for document in source.read(part) for text in splits.texts(document, "train")]
+    documents = [document for part in range(40) for document in source.read(part)]
+    train = [text for document in documents for split, text in splits.pieces(document) if split == "train"]
     assert list(training_texts(source, 10**9)) == train
     assert len(train) == 36
 

@@ -51,7 +51,7 @@ def reader(word="word", weight=1.0, packing="best_fit", seed=0, first=0, **sourc
 def training_texts(word="word", **source):
     source = Sentences(word=word, **source)
     rule = Splits.of(source)
-    return [text for part in range(3) for d in source.read(part) for text in rule.texts(d, "train")]
+    return [text for part in range(3) for d in source.read(part) for split, text in rule.pieces(d) if split == "train"]
 
 
 def epoch_of(found, epoch=0):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import os
 
 import pyarrow as pa
@@ -172,6 +173,7 @@ def test_a_script_is_refused_and_does_not_run(tmp_path):
         ('{"text": ', "row 3: no JSON"),
         ("[1]", r"row 3: \[1\] is no JSON object"),
         ('{"text": "\\ud800"}', "row 3: character 0 is half of a pair"),
+        ("[" * 100_000, "row 3: JSON in more levels"),
     ],
 )
 @pytest.mark.parametrize("before", [2, 250], ids=["early", "late"])
@@ -202,6 +204,38 @@ def test_a_damaged_parquet_is_named(damage, tmp_path):
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(RunError, match="a.parquet: cannot be read as parquet"):
         texts(HFDataset(path=str(tmp_path / "a.parquet")))
+
+
+@pytest.mark.parametrize(("suffix", "packer"), [(".gz", gzip), (".xz", lzma)])
+def test_a_damaged_packed_file_is_named(suffix, packer, tmp_path):
+    lines = "".join(json.dumps({"text": f"some words {i * i}"}) + "\n" for i in range(3000))
+    content = bytearray(packer.compress(lines.encode()))
+    for place in range(20, 28):
+        content[place] ^= 255
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(content)
+    with pytest.raises(RunError, match=f"a.jsonl{suffix}: cannot be read as json"):
+        texts(HFDataset(path=str(tmp_path / f"a.jsonl{suffix}")))
+
+
+def test_a_packed_file_nothing_here_can_read_is_refused(tmp_path, monkeypatch):
+    import fsspec
+
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    monkeypatch.setattr(fsspec.utils, "compressions", {})
+    with pytest.raises(RequestError, match="zst needs a package"):
+        texts(HFDataset(path=str(tmp_path / "a.jsonl.zst")))
+
+
+def test_a_folder_without_tables_is_called_so(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.py").write_text("")
+    with pytest.raises(RequestError, match="holds no file of rows"):
+        HFDataset(path=str(tmp_path)).parts()
+
+
+def test_a_local_name_is_no_address(tmp_path):
+    (tmp_path / "a::b.jsonl").write_text('{"text": "good"}\n')
+    assert texts(HFDataset(path=str(tmp_path / "a::b.jsonl"))) == ["good"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
