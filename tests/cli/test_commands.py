@@ -294,3 +294,13 @@ def test_a_packaged_config_is_found_anywhere_but_is_no_text(tmp_path, monkeypatc
     short = ["--trainer.max_steps", "1", "--run_dir", "run"]
     assert main(["fit", "-c", "configs/demo.yaml", *short, "--data.source.path", "demo.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: data.source.path: demo.yaml does not exist")
+
+
+def test_a_run_whose_time_is_up_does_not_go_on_for_nothing(tmp_path, tiny, capsys):
+    run_dir = ["--run_dir", str(tmp_path / "run")]
+    endless = ["--trainer.max_steps", "1000000", "--trainer.max_time", "00:00:00:01", "--schedule.decay", "0"]
+    assert main(["fit", *tiny, *endless, "--checkpoints.every_n_steps", "1000000", *run_dir]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--resume", *run_dir]) == 2
+    assert "error: trainer.max_time: 1 s in all; the run took " in capsys.readouterr().err.splitlines()[-1]
+    assert main(["fit", "--resume", "--trainer.max_time", "null", "--trainer.max_steps", "2", *run_dir]) == 2

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 
+from lit_small_lm.errors import RequestError
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import RunLogger
@@ -23,6 +25,7 @@ class RunFiles(Callback):
         self.config, self.folder, self.start_step = config, folder, start_step
 
     def on_fit_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        refuse_no_time(trainer)
         chosen = self.folder or (fresh() if trainer.is_global_zero else None)
         self.folder = Path(trainer.strategy.broadcast(str(chosen)))
         for callback in trainer.callbacks:
@@ -45,3 +48,15 @@ class RunFiles(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.open(self.folder, self.start_step)
+
+
+def refuse_no_time(trainer: Trainer) -> None:
+    """Raise RequestError if the sessions before this one used up all of trainer.max_time."""
+    for timer in trainer.callbacks:
+        left = timer.time_remaining() if isinstance(timer, Timer) else None
+        if left is not None and left <= 0:
+            used = timer.time_elapsed()
+            raise RequestError(
+                f"trainer.max_time: {used + left:.0f} s in all; the run took {used:.0f} s up to step "
+                f"{trainer.global_step}; allowed: more, or null"
+            )
