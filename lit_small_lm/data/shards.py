@@ -153,7 +153,11 @@ class _SplitWriter:
         self._sketches: list[np.ndarray] = [np.empty((0, SKETCH), np.uint64)]
 
     def add(self, part: Encoded) -> None:
-        part.tokens.tofile(self.stream)
+        try:
+            part.tokens.tofile(self.stream)
+        except OSError as error:  # of a full disk numpy says how much it wrote, not where
+            where = shown(str(self.stream.name))
+            raise RunError(f"{where}: cannot be written; is the disk full? ({error.strerror or error})") from None
         self._starts.append(part.starts + self.tokens)
         self._sketches.append(part.sketches)
         self.tokens += len(part.tokens)

@@ -7,7 +7,7 @@ that was interrupted goes on from its last whole shard, and what comes of it is 
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from lit_small_lm.data.cache import key_of, replace_file
 from lit_small_lm.data.duplicates import count
 from lit_small_lm.data.encoding import ReadTo, dtype_of, text_batches
 from lit_small_lm.data.progress import Meter, Tell
-from lit_small_lm.data.shards import ShardWriter, SplitTokens, check_shard, finished_shards, name_of, token_file
+from lit_small_lm.data.shards import AGAIN, ShardWriter, SplitTokens, check_shard, finished_shards, name_of, token_file
 from lit_small_lm.data.splits import SPLITS, Splits
 from lit_small_lm.data.tokenizer import check_specials, digest
 from lit_small_lm.errors import RequestError, RunError, shown
@@ -53,7 +53,7 @@ class TokenStore:
         if not file.with_name(MANIFEST).exists():
             what = "its preparation was interrupted; go on with the same command" if file.exists() else "no token store"
             raise RequestError(f"data.store: {shown(str(folder))}: {what} (no {MANIFEST})")
-        record = json.loads(file.read_text())
+        record = _json_of(file, ("spec", "record"))
         if record["spec"] is None:
             raise RequestError(f"data.store: {shown(str(folder))}: it does not say by which tokenizer it was made")
         store = TokenStore(file.parent, Tokenizer.from_dict(record["spec"]).restore(record["record"]))
@@ -81,13 +81,10 @@ class TokenStore:
     @cached_property
     def _manifest(self) -> dict[str, Any]:
         file = self.folder / MANIFEST
-        try:
-            found = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"token store: {shown(str(file))} cannot be read ({error}); delete the folder") from None
-        if found.get("format") != FORMAT:
-            raise RequestError(f"token store {self.folder}: format {found.get('format')}; this version reads {FORMAT}")
-        return found
+        form = _json_of(file, ("format",))["format"]
+        if form != FORMAT:
+            raise RequestError(f"token store {self.folder}: format {form}; this version reads {FORMAT}")
+        return _json_of(file, ("tokenizer", "dtype", "splits", "shards", "fingerprint"))
 
     def split(self, split: Split) -> SplitTokens:
         """The tokens of a split.
@@ -184,6 +181,17 @@ def _write_shards(folder: Path, records: list, batches: Iterator, encoder: Encod
         records.append(shard.close(batch.position, last=True))
     finally:
         shard.abandon()
+
+
+def _json_of(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The content of a file of a store. Raises RunError if it is no mapping that has the keys."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"token store: {shown(str(file))} cannot be read ({error}); delete the folder") from None
+    if not isinstance(found, dict) or not found.keys() >= set(keys):
+        raise RunError(f"token store: {shown(str(file))} is damaged: it does not say {' or '.join(keys)}; {AGAIN}")
+    return found
 
 
 def _sketches(folder: Path, number: int, split: Split) -> np.ndarray:

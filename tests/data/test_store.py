@@ -218,6 +218,30 @@ def made(tiny_text, tmp_path, small):
     return prepare(TextFiles(path=str(tiny_text)), ENCODER, tmp_path, tokenizer=Bytes())
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 2}'])
+def test_a_damaged_description_of_a_store_is_named(name, content, made):
+    (made.folder / name).write_text(content)
+    with pytest.raises(RunError, match=f"token store: .*{name} (cannot be read|is damaged)"):
+        TokenStore.open(made.folder)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_named(tmp_path):
+    for split in SPLITS:
+        (tmp_path / f"00000.{split}.tokens").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="00000.train.tokens: cannot be written; is the disk full"):
+        prepare_into(tmp_path)
+
+
+def prepare_into(folder):
+    from lit_small_lm.data.encoding import Encoded
+    from lit_small_lm.data.shards import ShardWriter
+
+    none = np.zeros((0, 17), np.uint64)
+    ShardWriter(folder, 0, "uint16").add([Encoded("train", np.ones(1 << 20, np.uint16), none[:, 0], none, 0)], 0)
+
+
 def flip(file, at=10):
     content = bytearray(file.read_bytes())
     content[at] ^= 1
