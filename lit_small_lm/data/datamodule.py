@@ -37,7 +37,8 @@ class TokenData(LightningDataModule):
         batch_size: rows of one optimizer step, over all processes and accumulated batches; null: 16, or what
             batch_tokens asks for.
         batch_tokens: instead of batch_size, the tokens of one optimizer step: a multiple of seq_len.
-        micro_batch_size: rows that one process handles at once; trainer.accumulate_grad_batches follows from it.
+        micro_batch_size: rows that one process handles at once; trainer.accumulate_grad_batches follows from it, and
+            trainer.val_check_interval counts optimizer steps all the same.
         packing: concatenate: documents one after another, cut where rows end; best_fit: a document that fits into a
             row is never cut (arXiv 2404.10830).
         warmup: smaller batches or shorter rows at the beginning.
@@ -140,6 +141,8 @@ class TokenData(LightningDataModule):
                 f"data.micro_batch_size: {size} beside trainer.accumulate_grad_batches {given}; give one of the two"
             )
         self.trainer.accumulate_grad_batches = accumulate
+        if given == 1 and isinstance(self.trainer.val_check_interval, int):
+            self.trainer.val_check_interval *= accumulate  # Lightning counts batches; it goes on meaning steps
 
     def _check_size(self) -> None:
         if self.reading == "streamed":

@@ -328,8 +328,11 @@ def test_what_does_not_go_together_is_named(wrong, says, tmp_path, tiny, capsys)
 
 
 def test_batches_given_in_tokens_and_small_ones_are_the_same_training(tmp_path, tiny, lines):
-    assert main(["fit", *tiny, "--run_dir", str(tmp_path / "a")]) == 0
+    common = [*tiny, "--trainer.val_check_interval", "3"]
+    assert main(["fit", *common, "--run_dir", str(tmp_path / "a")]) == 0
     asked = ["--data.batch_size", "null", "--data.batch_tokens", "64", "--data.micro_batch_size", "1"]
-    assert main(["fit", *tiny, *asked, "--run_dir", str(tmp_path / "b")]) == 0
-    first, second = lines(tmp_path / "a").pairs("train/loss"), lines(tmp_path / "b").pairs("train/loss")
-    assert second == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in first]
+    assert main(["fit", *common, *asked, "--run_dir", str(tmp_path / "b")]) == 0
+    first, second = lines(tmp_path / "a"), lines(tmp_path / "b")
+    wanted = [(step, pytest.approx(loss, rel=1e-5)) for step, loss in first.pairs("train/loss")]
+    assert second.pairs("train/loss") == wanted
+    assert [step for step, _ in second.pairs("val/loss")] == [3, 6, 9, 12]
