@@ -206,10 +206,10 @@ def check_shard(folder: Path, shard: Mapping[str, Any], split: Split | None = No
     Raises:
         RunError: a file is missing, or is not what was written.
     """
-    total = 0
+    total, where = 0, f"token store {shown(str(folder))}: shard {shard['number']}"
     for name, expected in shard["files"].items():
         if split is None or name.split(".")[1] == split:
-            total += _check_file(folder / name, expected, f"token store: shard {shard['number']}", every)
+            total += _check_file(folder / name, expected, where, every)
     return total
 
 
@@ -217,15 +217,15 @@ def _check_file(file: Path, expected: Mapping[str, Any], where: str, every: bool
     try:
         size, changed = stamp(file)
     except OSError as error:
-        raise RunError(f"{where}: {shown(str(file))}: {error.strerror}; {AGAIN}") from None
+        raise RunError(f"{where}: {file.name}: {error.strerror}; {AGAIN}") from None
     if size != expected["size"]:
-        raise RunError(f"{where}: {shown(str(file))} has {size:,} bytes, expected {expected['size']:,}; {AGAIN}")
+        raise RunError(f"{where}: {file.name} has {size:,} bytes, expected {expected['size']:,}; {AGAIN}")
     if changed == expected["mtime_ns"] and not every:
         return 0
     found = sha256_of(file) if every else digests_of([file])[0]
     if found != expected["sha256"]:
         digests = f"SHA-256 {found[:16]}, expected {expected['sha256'][:16]}"
-        raise RunError(f"{where}: {shown(str(file))} is damaged: {digests}; {AGAIN}")
+        raise RunError(f"{where}: {file.name} is damaged: {digests}; {AGAIN}")
     return size
 
 

@@ -74,8 +74,8 @@ def test_test_scores_the_whole_split_and_writes_it_down(run, tiny_text, capsys):
     from lit_small_lm.data.splits import Splits, full_documents
 
     source = TextFiles(path=str(tiny_text))
-    held_out = Splits.of(source).texts
-    documents = [document for document in full_documents(source) if list(held_out(document, "test"))]
+    splits = Splits.of(source)
+    documents = [d for d in full_documents(source) if any(split == "test" for split, _ in splits.pieces(d))]
     size = sum(len(document.text.encode()) for document in documents)
     assert (found["documents"], found["bytes"], found["tokens"]) == (len(documents), size, size + len(documents))
     assert found["likelihood"] == "exact"
