@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ from lit_small_lm.context import Context, Kind
 from lit_small_lm.errors import RequestError, not_known, shown, warn_or_refuse
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
-from lit_small_lm.nn.head import token_nll, token_nll_and_z
+from lit_small_lm.nn.head import capped, token_nll, token_nll_and_z
 from lit_small_lm.nn.init import NormalInit
 from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.nn.positions import Rotary
@@ -67,12 +68,18 @@ class BackboneSpec(Spec):
     """Further kinds of layers, by the name the pattern calls them."""
     pattern: tuple[str, ...] = ("layer",)
     """Kinds of layers, repeated until the depth is reached."""
+    first: tuple[str, ...] = ()
+    """Kinds of the first layers, before the pattern begins; a shallower network has fewer of them."""
     positions: Positions = Rotary()
     """How the network knows the order of tokens."""
     init: Init = NormalInit()
     """Initial weights by role."""
     head: Literal["tied", "untied"] = "tied"
     """Whether the output head shares the embedding's weights."""
+    embedding_scale: Literal["one", "sqrt_dim"] = "one"
+    """What embedded tokens are multiplied with: nothing, or the square root of their width (Gemma)."""
+    logit_softcap: float | None = setting(None, above=0)
+    """c: logits become c tanh(logits / c), within -c and c (Gemma 2, arXiv 2408.00118); null: as they are."""
     embedding_dropout: float = setting(0.0, low=0, below=1, unit="probability")
     """On the embedded tokens, positions included, while training."""
     z_loss: float = setting(0.0, low=0, unit="nats per squared nat")
@@ -82,12 +89,14 @@ class BackboneSpec(Spec):
     def layers(self, depth: int) -> list[LayerSpec]:
         """The kind of each of `depth` layers. Raises RequestError for a name in the pattern that is no kind."""
         named = {"layer": self.layer, **self.more_layers}
-        for name in self.pattern:
-            if name not in named:
-                raise not_known("backbone.pattern", name, named, "kind of layer")
+        for field in ("first", "pattern"):
+            for name in getattr(self, field):
+                if name not in named:
+                    raise not_known(f"backbone.{field}", name, named, "kind of layer")
         if not self.pattern:
             raise RequestError("backbone.pattern: () is empty; it needs at least one kind of layer")
-        return [named[self.pattern[i % len(self.pattern)]] for i in range(depth)]
+        kinds = itertools.chain(self.first, itertools.cycle(self.pattern))
+        return [named[name] for name in itertools.islice(kinds, depth)]
 
     def refuse_kind(self, kind: Kind) -> None:
         """Raise RequestError if a part in use cannot honour a visibility of this kind."""
@@ -167,6 +176,8 @@ class Backbone(nn.Module):
         With `scored` (M,), indices into the B*T positions, only those get logits (M, V) or nats (M,).
         """
         x = self.embed(tokens)  # (B, T, D)
+        if self.spec.embedding_scale == "sqrt_dim":
+            x = x * math.sqrt(self.dims.dim)
         if self.embed_positions is not None:
             x = self.embed_positions(x, ctx)
         x = F.dropout(x, self.spec.embedding_dropout, self.training)
@@ -179,12 +190,13 @@ class Backbone(nn.Module):
         if scored is not None:
             x = x.flatten(0, 1)[scored]  # (M, D)
         weight = self.embed.weight if self.head is None else self.head.weight
+        softcap = self.spec.logit_softcap
         if targets is None:
-            return F.linear(x, weight)
+            return capped(F.linear(x, weight), softcap)
         h, wanted = x.flatten(0, -2), targets.flatten()
         if not (self.training and self.spec.z_loss):
-            return token_nll(h, weight, wanted).view(targets.shape)
-        nll, squares = token_nll_and_z(h, weight, wanted).unflatten(1, targets.shape)
+            return token_nll(h, weight, wanted, softcap).view(targets.shape)
+        nll, squares = token_nll_and_z(h, weight, wanted, softcap).unflatten(1, targets.shape)
         ctx.trace.token_losses["z_loss"] = self.spec.z_loss * squares
         return nll
 

@@ -171,6 +171,15 @@ class Positions(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotaryScaling(Spec):
+    """A change of rotary frequencies that lets a model read longer texts than it was pre-trained on."""
+
+    @abc.abstractmethod
+    def frequencies(self, plain: Tensor) -> Tensor:
+        """Angles a position (K/2,), highest first -> the changed ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Init(Spec):
     """Initial values and optimizer hints by role; parts without a role (norms, Canon) keep their own."""
 

@@ -9,6 +9,7 @@ from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError
 from lit_small_lm.nn.attention import Attention, AttentionMixer
 from lit_small_lm.nn.canon import CausalCanon
+from lit_small_lm.nn.init import NormalInit
 from lit_small_lm.nn.mlp import MLP, GatedMLP
 from lit_small_lm.nn.positions import Learned, NoPositions, Rotary
 from lit_small_lm.nn.shortconv import ShortConv, ShortConvMixer
@@ -33,6 +34,32 @@ def test_a_pattern_tiles_to_depth():
     spec = {"more_layers": {"conv": LayerSpec(mixer=ShortConv())}, "pattern": ("conv", "conv", "layer")}
     mixers = [type(layer.mixer) for layer in network(**spec).layers]
     assert mixers == [ShortConvMixer, ShortConvMixer, AttentionMixer, ShortConvMixer]
+
+
+def test_the_first_layers_come_before_the_pattern():
+    spec = BackboneSpec(
+        more_layers={"conv": LayerSpec(mixer=ShortConv()), "plain": LayerSpec(ffn=MLP())},
+        first=("plain", "plain"),
+        pattern=("conv", "layer"),
+    )
+    wanted = [spec.more_layers["plain"]] * 2 + [spec.more_layers["conv"], spec.layer, spec.more_layers["conv"]]
+    assert spec.layers(5) == wanted
+    assert spec.layers(1) == wanted[:1]
+
+
+def test_the_embedding_is_scaled_by_the_root_of_its_width():
+    plain, scaled = network(), network(embedding_scale="sqrt_dim")
+    with torch.no_grad():
+        plain.embed.weight.mul_(4)  # the root of 16
+    torch.testing.assert_close(scaled(TOKENS, context()) * 4, plain(TOKENS, context()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_soft_cap_acts_on_logits_and_loss_alike():
+    net = network(logit_softcap=0.01, init=NormalInit(std_dev=0.5))
+    logits = net(TOKENS, context())
+    assert logits.abs().max() <= 0.01
+    wanted = F.cross_entropy(logits.flatten(0, 1), TOKENS.flatten(), reduction="none").view(TOKENS.shape)
+    torch.testing.assert_close(net(TOKENS, context(), TOKENS), wanted)
 
 
 def test_an_unknown_kind_of_layer_is_refused():

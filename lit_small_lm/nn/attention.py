@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_small_lm.context import Context, Kind
-from lit_small_lm.plugin import EVERY_KIND, Linear, Mixer, Site, setting
+from lit_small_lm.plugin import EVERY_KIND, Linear, Mixer, Norm, Site, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,16 @@ class Attention(Mixer):
 
     kinds: ClassVar[tuple[Kind, ...]] = EVERY_KIND
 
-    shift: Literal["bias", "none"] = "none"
-    """Whether the projections have biases."""
+    shift: Literal["bias", "qkv", "none"] = "none"
+    """Biases of all projections, of those to queries, keys and values only (Qwen 2), or of none."""
     window: int | None = setting(None, low=1, unit="positions")
     """Visible keys, the query included; null: all."""
+    scale: float | None = setting(None, above=0)
+    """Factor on the scores before the softmax; null: 1 / sqrt(head_dim)."""
+    qk_norm: Norm | None = None
+    """Applied to queries and keys before they are rotated (arXiv 2302.05442); null: none."""
+    qk_norm_over: Literal["head", "width"] = "head"
+    """What `qk_norm` spans: each head by itself with one gain for all (Qwen 3), or all heads at once (OLMo 2)."""
     dropout: float = setting(0.0, low=0, below=1, unit="probability")
     """On the output, while training."""
     attention_dropout: float = setting(0.0, low=0, below=1, unit="probability")
@@ -40,18 +46,22 @@ class AttentionMixer(nn.Module):
 
     def __init__(self, spec: Attention, site: Site) -> None:
         super().__init__()
-        dims, bias = site.dims, spec.shift == "bias"
-        self.address, self.window = site.address, spec.window
+        dims = site.dims
+        self.address, self.window, self.scale = site.address, spec.window, spec.scale
         self.dropout, self.attention_dropout = spec.dropout, spec.attention_dropout
         self.head_dim, self.queries = dims.head_dim, dims.n_heads // dims.n_kv_heads
         width = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim
-        self.qkv_proj = Linear(dims.dim, width, role="qkv", bias=bias, groups=dims.n_kv_heads)
+        self.qkv_proj = Linear(dims.dim, width, role="qkv", bias=spec.shift != "none", groups=dims.n_kv_heads)
         self.canon = site.tap("B", width)
+        self.q_norm = _norm_of(spec, dims.n_heads, dims.head_dim)
+        self.k_norm = _norm_of(spec, dims.n_kv_heads, dims.head_dim)
         self.rotate = site.positions.rotate(dims.head_dim) if site.positions else None
-        self.o_proj = Linear(dims.n_heads * dims.head_dim, dims.dim, role="out", bias=bias)
+        self.o_proj = Linear(dims.n_heads * dims.head_dim, dims.dim, role="out", bias=spec.shift == "bias")
 
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
         q, k, v = self.heads(self.canon(self.qkv_proj(h), ctx))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.rotate is not None:
             q, k = self.rotate(q, k, ctx)
         if ctx.cache is not None:
@@ -66,7 +76,9 @@ class AttentionMixer(nn.Module):
             k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
         causal = mask is None and ctx.visibility.kind == "causal"
         grouped, chance = k.shape[1] < q.shape[1], self.attention_dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=chance, is_causal=causal, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p=chance, is_causal=causal, scale=self.scale, enable_gqa=grouped
+        )
         out = out.transpose(1, 2).flatten(2)  # (B, H, T, K) -> (B, T, HK)
         return F.dropout(self.o_proj(out), self.dropout, self.training)
 
@@ -80,9 +92,30 @@ class AttentionMixer(nn.Module):
         return tuple(part.flatten(2, 3).transpose(1, 2) for part in parts)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+def _norm_of(spec: Attention, heads: int, head_dim: int) -> nn.Module | None:
+    """The norm of queries or keys (B, heads, T, K)."""
+    if spec.qk_norm is None:
+        return None
+    return spec.qk_norm.build(head_dim) if spec.qk_norm_over == "head" else AcrossHeads(spec.qk_norm, heads * head_dim)
+
+
+class AcrossHeads(nn.Module):
+    """(B, H, T, K) -> the same, normed over all heads of a position at once."""
+
+    def __init__(self, norm: Norm, width: int) -> None:
+        super().__init__()
+        self.norm = norm.build(width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        joined = self.norm(h.transpose(1, 2).flatten(2))  # (B, T, HK)
+        return joined.unflatten(2, (h.shape[1], -1)).transpose(1, 2)
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
     """The plain twin: q (B, H, T, K), k and v (B, G, S, K), mask (B, 1, T, S) of booleans -> (B, H, T, K)."""
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)  # (B, H, S, K)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = q @ k.transpose(-1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
     return F.dropout(torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1), dropout) @ v

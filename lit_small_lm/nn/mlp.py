@@ -25,6 +25,10 @@ class GatedMLP(FFN):
 
     activation: Activation = "silu"
     """Applied to the gate."""
+    shift: Literal["bias", "none"] = "none"
+    """Whether the projections have biases."""
+    canon_span: Literal["gate_up", "hidden"] = "gate_up"
+    """What Canon D mixes: gate and up before they meet, as its authors do, or their product (Dhara-250M)."""
     dropout: float = setting(0.0, low=0, below=1, unit="probability")
     """On the output, while training."""
 
@@ -33,22 +37,27 @@ class GatedMLP(FFN):
 
 
 class GatedFFN(nn.Module):
-    """h (B, T, D) -> (B, T, D) through one fused projection, in groups of gate and up; Canon D spans both."""
+    """h (B, T, D) -> (B, T, D) through one fused projection, in groups of gate and up."""
 
     def __init__(self, spec: GatedMLP, site: Site) -> None:
         super().__init__()
-        hidden = site.dims.hidden
+        hidden, bias = site.dims.hidden, spec.shift == "bias"
         self.activation, self.dropout = ACTIVATIONS[spec.activation], spec.dropout
         groups = site.dims.groups_of(hidden)
         self.width = hidden // groups
-        self.gate_up_proj = Linear(site.dim, 2 * hidden, role="gate_up", groups=groups)
-        self.canon = site.tap("D", 2 * hidden)
-        self.down_proj = Linear(hidden, site.dim, role="down")
+        self.gate_up_proj = Linear(site.dim, 2 * hidden, role="gate_up", bias=bias, groups=groups)
+        spans_both = spec.canon_span == "gate_up"
+        self.canon = site.tap("D", 2 * hidden) if spans_both else None
+        self.canon_hidden = None if spans_both else site.tap("D", hidden)
+        self.down_proj = Linear(hidden, site.dim, role="down", bias=bias)
 
     def forward(self, h: Tensor, ctx: Context) -> Tensor:
-        groups = self.canon(self.gate_up_proj(h), ctx).unflatten(-1, (-1, 2, self.width))  # (B, T, G, 2, F/G)
-        gate, up = groups.unbind(-2)
-        return F.dropout(self.down_proj((self.activation(gate) * up).flatten(-2)), self.dropout, self.training)
+        joined = self.gate_up_proj(h)
+        joined = joined if self.canon is None else self.canon(joined, ctx)
+        gate, up = joined.unflatten(-1, (-1, 2, self.width)).unbind(-2)  # (B, T, G, F/G) each
+        hidden = (self.activation(gate) * up).flatten(-2)  # (B, T, F)
+        hidden = hidden if self.canon_hidden is None else self.canon_hidden(hidden, ctx)
+        return F.dropout(self.down_proj(hidden), self.dropout, self.training)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lit_small_lm.context import Context
 from lit_small_lm.errors import RequestError
-from lit_small_lm.plugin import Embedding, Positions, setting
+from lit_small_lm.plugin import Embedding, Positions, RotaryScaling, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,16 @@ class Rotary(Positions):
     """Wavelengths run from 2 pi to 2 pi base positions."""
     share: float = setting(1.0, above=0, high=1)
     """The share of each head that is rotated, from its first channel on."""
+    scaling: RotaryScaling | None = None
+    """How wavelengths are stretched for texts longer than those of the pre-training; null: not at all."""
 
     def rotate(self, head_dim: int) -> nn.Module:
-        width = round(head_dim * self.share)
+        width = int(head_dim * self.share)
         if width % 2 or width == 0:
             raise RequestError(
                 f"positions.share {self.share} of head_dim {head_dim} rotates {width} channels; allowed: even"
             )
-        return Rotate(width, self.base)
+        return Rotate(width, self.base, self.scaling)
 
     def limit(self) -> None:
         return None
@@ -34,12 +36,12 @@ class Rotary(Positions):
 class Rotate(nn.Module):
     """q, k -> rotated q, k; the table of angles is shared by all layers of a forward pass."""
 
-    def __init__(self, width: int, base: float) -> None:
+    def __init__(self, width: int, base: float, scaling: RotaryScaling | None = None) -> None:
         super().__init__()
-        self.width, self.base = width, base
+        self.width, self.base, self.scaling = width, base, scaling
 
     def forward(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        key = ("rotary", self.width, self.base)
+        key = ("rotary", self.width, self.base, self.scaling)
         cos, sin = ctx.trace.once(key, lambda: self.table(ctx.visibility.positions, q.dtype))
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
@@ -47,7 +49,10 @@ class Rotate(nn.Module):
         """cos and sin (B, 1, T, width/2) of each position's angles, computed in float32 or better."""
         exact = torch.promote_types(dtype, torch.float32)
         exponent = torch.arange(0, self.width, 2, device=positions.device, dtype=exact) / self.width
-        angles = positions[:, None, :, None].to(exact) * self.base**-exponent
+        frequencies = self.base**-exponent  # (width/2,)
+        if self.scaling is not None:
+            frequencies = self.scaling.frequencies(frequencies)
+        angles = positions[:, None, :, None].to(exact) * frequencies
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class PostNorm(NormScheme):
     )
     norm: Norm = RMSNorm()
     """The operator of every branch; there is no final norm."""
+    embedding_norm: Norm | None = None
+    """Applied to the embedded tokens (BERT); null: none."""
+
+    def open(self, dim: int) -> nn.Module:
+        return nn.Identity() if self.embedding_norm is None else self.embedding_norm.build(dim)
 
     def build(self, site: Site) -> nn.Module:
         return PostPath(self.norm.build(site.dim))

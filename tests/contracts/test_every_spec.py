@@ -14,9 +14,11 @@ from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.init import NormalInit, ScaledInit
 from lit_small_lm.nn.mlp import MLP, GatedMLP
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+from lit_small_lm.nn.parallel_norm import ParallelNorm
 from lit_small_lm.nn.peri_norm import PeriNorm
 from lit_small_lm.nn.positions import Learned, NoPositions, Rotary
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
+from lit_small_lm.nn.rotary_scaling import LinearScaling, Llama3Scaling
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Dims, Source, kinds, known
 from lit_small_lm.samplers.autoregressive import Autoregressive
@@ -56,6 +58,8 @@ def test_default_source():
         TextFiles(path=str(HERE / "plugin.py")),
         Attention(window=3),
         Attention(shift="bias", dropout=0.2, attention_dropout=0.3),
+        Attention(shift="qkv", qk_norm=RMSNorm(gain="1+w"), scale=0.3),
+        Attention(qk_norm=RMSNorm(), qk_norm_over="width", window=4),
         ShortConv(kernel=5, dropout=0.2),
         ShortConv(kernel=1),
         CausalCanon(kernel=1),
@@ -64,12 +68,18 @@ def test_default_source():
         MLP(activation="gelu"),
         GatedMLP(activation="gelu_tanh", dropout=0.2),
         GatedMLP(activation="relu"),
+        GatedMLP(shift="bias", canon_span="hidden"),
         LayerNorm(shift="none"),
+        RMSNorm(gain="1+w"),
         Learned(length=7),
         Rotary(share=0.5, base=100.0),
+        Rotary(scaling=Llama3Scaling(original_length=8)),
+        Rotary(scaling=LinearScaling()),
         ScaledInit(std_dev=0.1),
         LayerNormScaling(norm=LayerNorm()),
         PostNorm(norm=LayerNorm(shift="none")),
+        PostNorm(embedding_norm=LayerNorm()),
+        ParallelNorm(),
         LayerSpec(canon_at="ABCD", positions=NoPositions()),
         LayerSpec(canon_at="BD", mixer=ShortConv(), ffn=MLP(shift="bias")),
         LayerSpec(canon_at="AC", mixer=Attention(window=2), canon=CausalCanon(kernel=2)),

@@ -7,6 +7,7 @@ import torch
 
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.nn.attention import Attention, plain_attention
+from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.positions import NoPositions, Rotary
 from lit_small_lm.plugin import Dims, Site
 
@@ -35,19 +36,31 @@ def by_hand(joined, head_dim, n_heads):
 def plain_mixer(mixer, h, ctx, window):
     """What the mixer computes, by the plain twin."""
     q, k, v = by_hand(mixer.qkv_proj(h), mixer.head_dim, n_heads=4)
+    if mixer.q_norm is not None:
+        q, k = mixer.q_norm(q), mixer.k_norm(k)
     if mixer.rotate is not None:
         q, k = mixer.rotate(q, k, ctx)
-    out = plain_attention(q, k, v, ctx.visibility.dense(window=window))
+    out = plain_attention(q, k, v, ctx.visibility.dense(window=window), scale=mixer.scale)
     return mixer.o_proj(out.transpose(1, 2).flatten(2))
 
 
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
-@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Attention(shift="bias"),
+        Attention(shift="qkv", window=1),
+        Attention(shift="bias", window=4, scale=0.3),
+        Attention(qk_norm=RMSNorm()),
+        Attention(qk_norm=LayerNorm(), qk_norm_over="width"),
+    ],
+    ids=["full", "window 1", "window 4", "head norm", "width norm"],
+)
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-def test_equals_the_plain_twin(kind, packed, window, n_kv_heads):
+def test_equals_the_plain_twin(kind, packed, spec, n_kv_heads):
     torch.manual_seed(0)
-    mixer = Attention(window=window, shift="bias").build(site(n_kv_heads)).double()
+    mixer, window = spec.build(site(n_kv_heads)).double(), spec.window
     h = torch.randn(BATCH, TIME, 16, dtype=torch.float64, requires_grad=True)
     view = Visibility.rows(h[..., 0], documents() if packed else None, kind)
     inputs = [h, *mixer.parameters()]
@@ -67,6 +80,24 @@ def test_plain_twin_by_hand():
     share = 1 / (1 + math.exp(-2 - 6))
     wanted = [5.0, share * 5 + (1 - share) * 7]
     torch.testing.assert_close(plain_attention(q, k, v, causal).flatten().tolist(), wanted, rtol=1e-14, atol=0)
+
+
+def test_a_scale_takes_the_place_of_the_root_of_the_head_dim():
+    q, k, v = torch.randn(3, 1, 2, 5, 8, dtype=torch.float64).unbind(0)
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    wanted = plain_attention(q * 0.3 * math.sqrt(8), k, v, mask)
+    torch.testing.assert_close(plain_attention(q, k, v, mask, scale=0.3), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("over", "gains"), [("head", 6), ("width", 24)])
+def test_queries_are_normed_by_head_or_all_at_once(over, gains):
+    torch.manual_seed(0)
+    mixer = Attention(qk_norm=RMSNorm(eps=1e-30), qk_norm_over=over).build(site(n_kv_heads=2)).double()
+    assert sum(p.numel() for p in mixer.q_norm.parameters()) == gains
+    q = torch.randn(2, 4, 5, 6, dtype=torch.float64)  # (B, H, T, K)
+    dims = (-1,) if over == "head" else (1, -1)
+    wanted = q / q.square().mean(dims, keepdim=True).sqrt()
+    torch.testing.assert_close(mixer.q_norm(q), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_query_heads_share_their_group_of_keys():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_small_lm.nn.head import plain_nll, plain_nll_and_z, token_nll, token_nll_and_z
+from lit_small_lm.nn.head import capped, plain_nll, plain_nll_and_z, token_nll, token_nll_and_z
 
 VOCAB = 13
 
@@ -16,10 +16,12 @@ def inputs(count=10, dtype=torch.float64):
     return h, weight, torch.randint(VOCAB, (count,)), torch.rand(count, dtype=dtype)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("chunk_logits", [1, VOCAB, 3 * VOCAB, 3 * VOCAB + 5, 9 * VOCAB, 10 * VOCAB, 1 << 26])
-def test_chunked_equals_plain(chunk_logits):
+def test_chunked_equals_plain(chunk_logits, softcap):
     h, weight, targets, importance = inputs()
-    chunked, plain = token_nll(h, weight, targets, chunk_logits), plain_nll(h, weight, targets)
+    chunked = token_nll(h, weight, targets, softcap, chunk_logits)
+    plain = plain_nll(h, weight, targets, softcap)
     torch.testing.assert_close(chunked, plain, rtol=1e-12, atol=1e-12)
     wanted = torch.autograd.grad((plain * importance).sum(), (h, weight))
     found = torch.autograd.grad((chunked * importance).sum(), (h, weight))
@@ -31,6 +33,14 @@ def test_plain_is_minus_the_log_of_the_softmax():
     h, weight, targets, _ = inputs()
     wanted = -torch.log(torch.softmax(h @ weight.T, -1))[torch.arange(10), targets]
     torch.testing.assert_close(plain_nll(h, weight, targets), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_soft_cap_bounds_the_logits():
+    h, weight, targets, _ = inputs()
+    logits = capped(100 * (h @ weight.T), 2.0)
+    assert logits.abs().max() <= 2.0
+    wanted = F.cross_entropy(2 * torch.tanh(h @ weight.T / 2), targets, reduction="none")
+    torch.testing.assert_close(plain_nll(h, weight, targets, 2.0), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_small_pieces_never_hold_more_logits_than_asked(monkeypatch):
@@ -59,7 +69,8 @@ def test_half_precision_is_scored_in_float32():
 @pytest.mark.parametrize("chunk_logits", [1, 3 * VOCAB, 3 * VOCAB + 5, 1 << 26])
 def test_z_in_pieces_equals_plain(chunk_logits):
     h, weight, targets, importance = inputs()
-    found, plain = token_nll_and_z(h, weight, targets, chunk_logits), plain_nll_and_z(h, weight, targets)
+    found = token_nll_and_z(h, weight, targets, 2.0, chunk_logits)
+    plain = plain_nll_and_z(h, weight, targets, 2.0)
     torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
     wanted = torch.autograd.grad((plain.sum(0) * importance).sum(), (h, weight))
     found = torch.autograd.grad((found.sum(0) * importance).sum(), (h, weight))

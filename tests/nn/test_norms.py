@@ -16,6 +16,18 @@ def test_rms_norm():
     torch.testing.assert_close(norm(H), wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_rms_norm_with_a_gain_around_one():
+    norm = RMSNorm(eps=0.1, gain="1+w").build(32).double()
+    plain = RMSNorm(eps=0.1).build(32).double()
+    torch.testing.assert_close(norm(H), plain(H), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        norm.weight.normal_()
+        plain.weight.copy_(1 + norm.weight)
+    torch.testing.assert_close(norm(H), plain(H), rtol=1e-12, atol=1e-12)
+    norm.reset_parameters()
+    assert not norm.weight.any()
+
+
 @pytest.mark.parametrize("shift", ["bias", "none"])
 def test_layer_norm(shift):
     norm = LayerNorm(eps=0.1, shift=shift).build(32).double()
