@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_small_lm.context import Context, Visibility
+from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.mlp import ACTIVATIONS, MLP, GatedMLP
 from lit_small_lm.plugin import Dims, Site
 
@@ -55,3 +56,19 @@ def test_dropout_acts_while_training_only(spec):
     ffn = spec.build(SITE)
     assert (ffn(H, CTX) == 0).any()
     assert not (ffn.eval()(H, CTX) == 0).any()
+
+
+@pytest.mark.parametrize(("span", "width"), [("gate_up", 24), ("hidden", 12)])
+def test_canon_d_mixes_gate_and_up_or_their_product(span, width):
+    torch.manual_seed(0)
+    site = dataclasses.replace(SITE, canon=CausalCanon(), canon_at="D")
+    ffn = GatedMLP(canon_span=span).build(site)
+    canon = ffn.canon if span == "gate_up" else ffn.canon_hidden
+    assert canon.sum.weight.shape == (width, 4)
+    gate, up = ffn.gate_up_proj.weight.chunk(2)
+    if span == "gate_up":
+        gate, up = canon(torch.cat([H @ gate.T, H @ up.T], -1), CTX).chunk(2, -1)
+        hidden = F.silu(gate) * up
+    else:
+        hidden = canon(F.silu(H @ gate.T) * (H @ up.T), CTX)
+    torch.testing.assert_close(ffn(H, CTX), hidden @ ffn.down_proj.weight.T, rtol=1e-5, atol=1e-6)
