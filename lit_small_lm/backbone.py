@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -33,6 +34,7 @@ from lit_small_lm.plugin import (
     Parameter,
     Positions,
     Site,
+    Size,
     Spec,
     setting,
 )
@@ -50,8 +52,9 @@ class LayerSpec(Spec):
     """Transforms each position."""
     canon: Canon = CausalCanon()
     """The Canon layer put at `canon_at`."""
-    canon_at: str = ""
-    """Letters of ABCD: A before the mixer, B inside it, C before the FFN, D inside it; empty: none."""
+    canon_at: str | None = None
+    """Letters of ABCD: A before the mixer, B inside it, C before the FFN, D inside it; empty: none; null: the
+    backbone's."""
     positions: Positions | None = None
     """Positions of this kind of layer; null: the backbone's."""
 
@@ -72,6 +75,8 @@ class BackboneSpec(Spec):
     """Kinds of the first layers, before the pattern begins; a shallower network has fewer of them."""
     positions: Positions = Rotary()
     """How the network knows the order of tokens."""
+    canon_at: str = ""
+    """Canon layers of every kind of layer that names none of its own: letters of ABCD, see `layer.canon_at`."""
     init: Init = NormalInit()
     """Initial weights by role."""
     head: Literal["tied", "untied"] = "tied"
@@ -86,9 +91,21 @@ class BackboneSpec(Spec):
     """Weight of the squared logarithm of the softmax's normaliser in the training loss (PaLM, arXiv 2204.02311, takes
     1e-4); 0: none."""
 
+    def kinds_of_layers(self) -> dict[str, LayerSpec]:
+        """Every kind of layer by name, with what it leaves to the backbone filled in."""
+        kinds = {"layer": self.layer, **self.more_layers}
+        return {name: self._completed(kind) for name, kind in kinds.items()}
+
+    def _completed(self, kind: LayerSpec) -> LayerSpec:
+        return dataclasses.replace(
+            kind,
+            positions=kind.positions or self.positions,
+            canon_at=self.canon_at if kind.canon_at is None else kind.canon_at,
+        )
+
     def layers(self, depth: int) -> list[LayerSpec]:
         """The kind of each of `depth` layers. Raises RequestError for a name in the pattern that is no kind."""
-        named = {"layer": self.layer, **self.more_layers}
+        named = self.kinds_of_layers()
         for field in ("first", "pattern"):
             for name in getattr(self, field):
                 if name not in named:
@@ -100,7 +117,7 @@ class BackboneSpec(Spec):
 
     def refuse_kind(self, kind: Kind) -> None:
         """Raise RequestError if a part in use cannot honour a visibility of this kind."""
-        for layer in (self.layer, *self.more_layers.values()):
+        for layer in self.kinds_of_layers().values():
             for part in (layer.mixer, *((layer.canon,) if layer.canon_at else ())):
                 if kind not in part.kinds:
                     name, honoured = type(part).__name__, ", ".join(part.kinds)
@@ -230,6 +247,17 @@ class Backbone(nn.Module):
         return self.spec.positions.limit()
 
 
+def size_of(spec: BackboneSpec, dims: Dims, vocab_size: int) -> Size:
+    """How many parameters a network has, counted on one without storage."""
+    with torch.device("meta"):
+        net = Backbone(spec, dims, vocab_size)
+    counts = Counter()
+    for parameter in net.named_roles():
+        counts[parameter.role] += parameter.tensor.numel()
+    outside = sum(counts[role] for role in ("embedding", "positions", "head"))
+    return Size(counts.total(), counts.total() - outside)
+
+
 def _reset(module: nn.Module) -> None:
     """Let a module draw its own parameters anew."""
     if not callable(getattr(module, "reset_parameters", None)):
@@ -241,10 +269,10 @@ def _layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer
     letters = set(kind.canon_at)
     if not letters <= set("ABCD") or len(letters) != len(kind.canon_at):
         raise RequestError(f"canon_at: {shown(kind.canon_at)!r}; allowed: letters of ABCD, each at most once")
-    if kind.positions is not None and kind.positions.embed(dims.dim) is not None:
+    if kind.positions != spec.positions and kind.positions.embed(dims.dim) is not None:
         name = type(kind.positions).__name__
         raise RequestError(f"layer.positions: {name} adds to the embedding; give it as backbone.positions")
-    site = Site(dims, index, positions=kind.positions or spec.positions, canon=kind.canon, canon_at=kind.canon_at)
+    site = Site(dims, index, positions=kind.positions, canon=kind.canon, canon_at=kind.canon_at)
     layer = Layer(kind, spec.norm, site)
     unclaimed = letters - site.claimed
     if unclaimed:

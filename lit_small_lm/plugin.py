@@ -9,8 +9,7 @@ A plug-in may say which version of these contracts it was written for, in a line
 
 import abc
 import dataclasses
-import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -19,6 +18,14 @@ from torch import Tensor, nn
 
 from lit_small_lm.batch import Batch, Query, Specials
 from lit_small_lm.context import Context, Kind
+from lit_small_lm.corpora import (  # noqa: F401
+    Component,
+    Document,
+    Encoder,
+    Source,
+    SourcePart,
+    Tokenizer,
+)
 from lit_small_lm.roles import Embedding, Linear  # noqa: F401  (offered here to authors of plug-ins)
 from lit_small_lm.spec import PLUGIN_API, Spec, find, kinds, known, setting  # noqa: F401
 
@@ -47,13 +54,29 @@ class Dims:
         return self.n_kv_heads if width % self.n_kv_heads == 0 else 1
 
 
+class Size(NamedTuple):
+    """How many parameters a network has."""
+
+    total: int
+    non_embedding: int
+    """Without the tables of tokens and positions and without the output head."""
+
+
+Sizing = Callable[[Dims], Size]
+"""What a network of some family and vocabulary would have at these widths."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape(Spec):
     """Depth and widths of a network, tried with any family."""
 
     @abc.abstractmethod
-    def resolve(self) -> Dims:
-        """The widths. Raises RequestError when they do not go together, naming both values."""
+    def resolve(self, sizing: Sizing | None = None) -> Dims:
+        """The widths, where they depend on it those at which `sizing` comes nearest to what is wanted.
+
+        Raises:
+            RequestError: they do not go together, naming both values; or `sizing` is needed and None.
+        """
 
 
 @dataclass(frozen=True)
@@ -208,6 +231,24 @@ class Mixer(Spec):
         """module(h, ctx) -> h, (B, T, D) -> (B, T, D). Claims Canon position B with `site.tap("B", width)`."""
 
 
+class Routing(NamedTuple):
+    """Which experts each position goes through."""
+
+    experts: Tensor
+    """(M, k) ids of the experts, no id twice in a row."""
+    weights: Tensor
+    """(M, k) what each expert's output is multiplied with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router(Spec):
+    """Chooses the experts of a mixture for each position."""
+
+    @abc.abstractmethod
+    def build(self, site: Site, n_experts: int) -> nn.Module:
+        """module(h, ctx) -> Routing, for the positions h (M, D). Records losses and metrics in `ctx.trace`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FFN(Spec):
     """Transforms each position by itself."""
@@ -281,96 +322,6 @@ class Sampler(Spec):
     @abc.abstractmethod
     def frames(self, net: Net, prompt: Tensor, n: int, key: int, specials: Specials) -> Iterator[Frame]:
         """Extend `prompt` (B, P) by up to `n` tokens; draws are a function of `key`; no padding or mask is drawn."""
-
-
-class Encoder(abc.ABC):
-    """A tokenizer that has been trained or loaded: text to ids and back."""
-
-    specials: Specials
-    """Its vocabulary size and special ids."""
-
-    @abc.abstractmethod
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text; special tokens written out in a text are ordinary text."""
-
-    @abc.abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special ids left out."""
-
-    @abc.abstractmethod
-    def byte_lengths(self) -> Tensor:
-        """(V,) UTF-8 bytes that each id stands for; 0 for special ids."""
-
-    @abc.abstractmethod
-    def record(self) -> dict[str, object]:
-        """Plain data that `Tokenizer.restore` turns back into this encoder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokenizer(Spec):
-    """A way to turn text into ids; learns from a corpus where it has to."""
-
-    @abc.abstractmethod
-    def learn(self, texts: Iterator[str]) -> Encoder:
-        """The encoder learned from the training texts."""
-
-    @abc.abstractmethod
-    def restore(self, record: Mapping[str, object]) -> Encoder:
-        """The encoder that `Encoder.record` described."""
-
-
-class Document(NamedTuple):
-    """One text, and what a message calls it (a path, or a file and a row)."""
-
-    name: str
-    text: str
-
-
-class SourcePart(NamedTuple):
-    """A piece of a source that is read from its beginning, such as a file."""
-
-    name: str
-    """What a message calls it."""
-    size: int
-    """Bytes to read, for progress; 0 if unknown."""
-    digest: str
-    """SHA-256 of its content, or a revision that stands for it."""
-    documents: int = 0
-    """How many documents it holds, for progress; 0 if unknown."""
-
-
-class Component(NamedTuple):
-    """A source of a mixture, and its share of the training tokens."""
-
-    name: str
-    source: "Source"
-    weight: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source(Spec):
-    """Where documents come from. Which split a document belongs to is decided by its text, not by the source."""
-
-    @abc.abstractmethod
-    def parts(self) -> Sequence[SourcePart]:
-        """The pieces, always in the same order. Raises RequestError if there is nothing to read."""
-
-    @abc.abstractmethod
-    def read(self, part: int) -> Iterator[Document]:
-        """The documents of a piece, one after another, always in the same order.
-
-        Raises:
-            RunError: it is damaged or was changed meanwhile; the piece (and row) is named.
-        """
-
-    def fingerprint(self) -> str:
-        """A digest of the content of all pieces."""
-        digests = "".join(f"{part.digest}\n" for part in self.parts())
-        return hashlib.sha256(digests.encode()).hexdigest()
-
-    def components(self) -> Sequence[Component]:
-        """What it is mixed from; a plain source is its own only component."""
-        return [Component("", self, 1.0)]
 
 
 class Parameter(NamedTuple):

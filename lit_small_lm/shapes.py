@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lit_small_lm.errors import RequestError
-from lit_small_lm.plugin import Dims, Shape, setting
+from lit_small_lm.plugin import Dims, Shape, Sizing, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class FixedShape(Shape):
     hidden: int | None = setting(None, low=1, high=2**24, unit="channels")
     """Hidden width of the FFN; null: 8/3 dim, rounded up to a multiple of 32."""
 
-    def resolve(self) -> Dims:
+    def resolve(self, sizing: Sizing | None = None) -> Dims:
         n_kv_heads = self.n_kv_heads or self.n_heads
         if self.head_dim is None and self.dim % self.n_heads:
             raise RequestError(

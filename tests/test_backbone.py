@@ -1,5 +1,7 @@
 """The backbone: patterns, heads, scored positions, parameter roles, and what it refuses."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -43,8 +45,21 @@ def test_the_first_layers_come_before_the_pattern():
         pattern=("conv", "layer"),
     )
     wanted = [spec.more_layers["plain"]] * 2 + [spec.more_layers["conv"], spec.layer, spec.more_layers["conv"]]
-    assert spec.layers(5) == wanted
-    assert spec.layers(1) == wanted[:1]
+    assert spec.layers(5) == [filled(kind, spec) for kind in wanted]
+    assert spec.layers(1) == spec.layers(5)[:1]
+
+
+def filled(kind, spec):
+    """A kind of layer with what it leaves to the backbone."""
+    return dataclasses.replace(kind, positions=spec.positions, canon_at=spec.canon_at)
+
+
+def test_a_kind_of_layer_takes_the_canon_letters_of_the_backbone_unless_it_names_its_own():
+    kinds = {"plain": LayerSpec(ffn=MLP(), canon_at=""), "own": LayerSpec(canon_at="BD")}
+    spec = BackboneSpec(canon_at="AC", more_layers=kinds, pattern=("layer", "plain", "own"))
+    assert [kind.canon_at for kind in spec.layers(3)] == ["AC", "", "BD"]
+    names = [name.split(".", 2)[1:] for name, _ in network(**vars(spec)).named_parameters() if "canon" in name]
+    assert {layer for layer, _ in names} == {"0", "2", "3"}  # the pattern begins again
 
 
 def test_the_embedding_is_scaled_by_the_root_of_its_width():

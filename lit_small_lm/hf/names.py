@@ -1,7 +1,7 @@
 """Name maps: which of a public model's tensors make up each of ours, and how they are joined.
 
-A map is data, read in both directions: `Join.join` makes our tensor of theirs, `Join.split` theirs of ours. The same map
-carries weights, gradients and optimizer states.
+A map is data, read in both directions: `Join.join` makes our tensor of theirs, `Join.split` theirs of ours. The same
+map carries weights, gradients and optimizer states.
 """
 
 import abc
@@ -46,7 +46,7 @@ class Grouped(Join):
 
     groups: int
     shares: tuple[int, ...]
-    """How many equal portions of a group each projection has: (queries a key/value head, 1, 1) for query, key, value."""
+    """How many equal portions of a group each projection has: (queries a key/value head, 1, 1) for q, k and v."""
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         groups = zip(*(part.chunk(self.groups) for part in parts), strict=True)

@@ -1,0 +1,1 @@
+"""Public model classes, one a file."""
