@@ -35,6 +35,11 @@ class Embedding(Roled, nn.Embedding):
         super().__init__(count, dim)
         self.role = role
 
+    def reset_parameters(self) -> None:
+        """Standard normal, as PyTorch's; nothing on the meta device, where finding that out takes torch a second."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
 
 def parameter_role(module: nn.Module, name: str, tensor: Tensor) -> str:
     """The role of a module's own parameter: the module's, "bias", "norm" for vectors, "other" for the rest."""
