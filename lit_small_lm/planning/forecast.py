@@ -87,7 +87,7 @@ CORPORA = Statement(
     + "; ".join(f"{fit.name}: {fit.corpus}" for fit in (HOFFMANN, MUENNIGHOFF))
     + "); another corpus or tokenizer moves the loss, so take the band for what it is until a first run of your own",
     "; ".join(fit.source for fit in FITS),
-    f"on 34 runs on C4 of one other study the true loss was {TRANSFER.low:.2f} to {TRANSFER.high:.2f} times the predicted",
+    f"on 34 runs of another study the true loss was {TRANSFER.low:.2f} to {TRANSFER.high:.2f} times the predicted one",
 )
 DIFFUSION = (
     Statement(
