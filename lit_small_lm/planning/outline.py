@@ -1,0 +1,81 @@
+"""A network of full widths and few layers, without storage: what is found on it is multiplied to full depth, exactly.
+
+Layers of one kind are equal, so one of each kind is built. That they are equal is looked at, not taken for granted:
+where the first, the middle and the last layer of a kind differ (a part that changes with depth), every layer counts for
+itself.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from lit_small_lm.backbone import Backbone, BackboneSpec, Layer, LayerSpec, build_layer
+from lit_small_lm.plugin import Dims
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that are equal."""
+
+    index: int
+    """The layer that stands for them, from 0."""
+    count: int
+    """How many there are."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A network that is never built in full: its family, widths and vocabulary."""
+
+    spec: BackboneSpec
+    dims: Dims
+    vocab_size: int
+    """Rows of the embedding."""
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of equal layers. Raises RequestError for parts of the family that do not go together."""
+        kinds: list[tuple[LayerSpec, list[int]]] = []
+        for index, kind in enumerate(self.spec.layers(self.dims.n_layers)):
+            members = next((members for other, members in kinds if other == kind), None)
+            if members is None:
+                kinds.append((kind, [index]))
+            else:
+                members.append(index)
+        return tuple(group for kind, members in kinds for group in self._grouped(kind, members))
+
+    def _grouped(self, kind: LayerSpec, members: Sequence[int]) -> list[Group]:
+        looked_at = {members[0], members[len(members) // 2], members[-1]}
+        if len({_form(self._layer(kind, index)) for index in looked_at}) == 1:
+            return [Group(members[0], len(members))]
+        return [Group(index, 1) for index in members]
+
+    def _layer(self, kind: LayerSpec, index: int) -> Layer:
+        with torch.device("meta"):
+            return build_layer(self.spec, kind, self.dims, index)
+
+    def network(self, indices: Sequence[int]) -> Backbone:
+        """The network with these of its layers alone, on the meta device; a layer may be named more than once."""
+        kinds = self.spec.layers(self.dims.n_layers)
+        with torch.device("meta"):
+            net = Backbone(self.spec, dataclasses.replace(self.dims, n_layers=1), self.vocab_size)
+        net.dims = self.dims
+        net.layers = nn.ModuleList(self._layer(kinds[index], index) for index in indices)
+        return net
+
+    def without_canon(self) -> "Outline":
+        """The same network without its Canon layers."""
+        plain = {name: dataclasses.replace(kind, canon_at="") for name, kind in self.spec.kinds_of_layers().items()}
+        layer = plain.pop("layer")
+        return dataclasses.replace(
+            self, spec=dataclasses.replace(self.spec, layer=layer, more_layers=plain, canon_at="")
+        )
+
+
+def _form(layer: nn.Module) -> tuple[tuple[str, torch.Size], ...]:
+    """What two layers have in common if one can stand for the other: their parameters and buffers, by name and shape."""
+    return tuple((name, tensor.shape) for name, tensor in layer.state_dict(keep_vars=True).items())
