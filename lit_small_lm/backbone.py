@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -180,7 +181,9 @@ class Backbone(nn.Module):
         self.embed = Embedding(vocab_size, dims.dim, role="embedding")
         self.embed_positions = spec.positions.embed(dims.dim)
         self.open = spec.norm.open(dims.dim)
-        self.layers = nn.ModuleList(_layer(spec, kind, dims, i) for i, kind in enumerate(spec.layers(dims.n_layers)))
+        self.layers = nn.ModuleList(
+            build_layer(spec, kind, dims, i) for i, kind in enumerate(spec.layers(dims.n_layers))
+        )
         self.close = spec.norm.close(dims.dim)
         self.head = None if spec.head == "tied" else Linear(dims.dim, vocab_size, role="head")
         self.init_weights()
@@ -230,7 +233,10 @@ class Backbone(nn.Module):
         if not isinstance(module, (Linear, Embedding)):
             _reset(module)
             return
-        nn.init.normal_(module.weight, std=self.spec.init.std(module.role, self.dims) * module.factor)
+        std = self.spec.init.std(module.role, self.dims) * module.factor
+        if module.weight.is_meta:  # there is no storage to draw into, and finding that out takes torch a second
+            return
+        nn.init.normal_(module.weight, std=std)
         if isinstance(module, Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -245,6 +251,26 @@ class Backbone(nn.Module):
     def limit(self) -> int | None:
         """The longest document that has positions, or None."""
         return self.spec.positions.limit()
+
+
+def check_fit(spec: BackboneSpec, dims: Dims) -> Backbone:
+    """A network of this family and shape with a vocabulary of one, without storage: what does not fit is found here,
+    before anything is built. Warns of kinds of layers that a network of this depth does not reach.
+
+    Raises:
+        RequestError: parts that do not go together, or not with these widths, naming both.
+    """
+    with torch.device("meta"):
+        net = Backbone(spec, dims, vocab_size=1)
+    named, reached = (*spec.first, *spec.pattern), spec.first + spec.pattern * dims.n_layers
+    for name in dict.fromkeys(named):
+        if name not in reached[: dims.n_layers]:
+            place = f"layer {named.index(name) + 1} is the first of kind {name!r}"
+            warnings.warn(
+                f"backbone.pattern: {place}; shape.n_layers: {dims.n_layers}, so the network has none of them",
+                stacklevel=3,
+            )
+    return net
 
 
 def size_of(spec: BackboneSpec, dims: Dims, vocab_size: int) -> Size:
@@ -265,7 +291,8 @@ def _reset(module: nn.Module) -> None:
     module.reset_parameters()
 
 
-def _layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer:
+def build_layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer:
+    """Layer `index` of a network, which is of this kind. Raises RequestError for Canon letters without a place."""
     letters = set(kind.canon_at)
     if not letters <= set("ABCD") or len(letters) != len(kind.canon_at):
         raise RequestError(f"canon_at: {shown(kind.canon_at)!r}; allowed: letters of ABCD, each at most once")

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from lit_small_lm import __version__
 from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.batch import Specials
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.discovery import describe, discover
 from lit_small_lm.errors import RequestError, RunError, shown
-from lit_small_lm.plugin import Encoder, Objective, Sampler, Shape, Spec, Tokenizer
+from lit_small_lm.plugin import Dims, Encoder, Objective, Sampler, Shape, Spec, Tokenizer
+from lit_small_lm.shapes import fixed
 from lit_small_lm.spec import class_path, final_classes
 
 FORMAT = 2
@@ -52,21 +54,34 @@ def make_record(
     objective: Objective,
     tokenizer: Tokenizer,
     encoder: Encoder,
+    dims: Dims | None = None,
     **others: float | str,
 ) -> dict[str, Any]:
-    """What `load` needs, as plain data: Specs, tokenizer, plug-ins in use, and what the caller adds."""
-    specs = {"backbone": backbone, "shape": shape, "objective": objective}
+    """What `load` needs, as plain data: Specs, tokenizer, plug-ins in use, and what the caller adds.
+
+    `dims` are the widths that `shape` was resolved to; None: it depends on nothing else. They are recorded as the
+    shape, beside what was asked, so that nothing is solved again, whatever becomes of family and vocabulary.
+    """
+    specs = {"backbone": backbone, "shape_asked": shape, "objective": objective}
     used = {type(spec) for root in (*specs.values(), tokenizer) for spec in _walk(root)}
     plugins = [dataclasses.asdict(describe(cls)) for cls in sorted(used, key=lambda cls: cls.__name__)]
     return {
         "format": FORMAT,
         "version": __version__,
         **{name: spec.to_dict() for name, spec in specs.items()},
+        "shape": fixed(dims or shape.resolve()).to_dict(),
         "tokenizer": {"spec": tokenizer.to_dict(), "record": encoder.record()},
         "specials": encoder.specials._asdict(),
         "plugins": [plugin for plugin in plugins if plugin["source"] != "built-in"],
         **others,
     }
+
+
+def recorded_dims(record: dict[str, Any] | None, shape: Shape) -> Dims | None:
+    """The widths in a checkpoint's record, if there is one and the same shape was asked for."""
+    if record is None or record.get("shape_asked", record["shape"]) != shape.to_dict():
+        return None
+    return Shape.from_dict(record["shape"]).resolve()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -153,7 +168,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V); every row is one document, begun by `encoder.specials.end`."""
+        """tokens (B, T) -> logits (B, T, V); every row is one document, begun by `encoder.specials.start`."""
         return self.net(tokens, Context(Visibility.rows(tokens, kind=self.objective.kind)))
 
     def generate(
@@ -165,7 +180,7 @@ class LanguageModel:
             RequestError: prompt and new tokens exceed the positions the model has.
         """
         encoder = self.encoder
-        ids = [encoder.specials.end, *encoder.encode([prompt])[0]]
+        ids = [encoder.specials.start, *encoder.encode([prompt])[0]]
         limit = self.net.limit()
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise RequestError(
@@ -216,7 +231,7 @@ def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cp
 def encoder_of(record: dict[str, Any]) -> Encoder:
     """The tokenizer a checkpoint was trained with. Raises RequestError if its special ids are not those recorded."""
     encoder = Tokenizer.from_dict(record["tokenizer"]["spec"]).restore(record["tokenizer"]["record"])
-    if encoder.specials._asdict() != record["specials"]:
+    if encoder.specials != Specials(**record["specials"]):
         raise RequestError(f"checkpoint: specials {record['specials']}; its tokenizer has {encoder.specials._asdict()}")
     return encoder
 

@@ -66,6 +66,14 @@ Sizing = Callable[[Dims], Size]
 """What a network of some family and vocabulary would have at these widths."""
 
 
+class Budget(NamedTuple):
+    """A number of parameters that a shape was asked for."""
+
+    params: int
+    count: Literal["total", "non_embedding"]
+    """Which number of a `Size` it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape(Spec):
     """Depth and widths of a network, tried with any family."""
@@ -77,6 +85,10 @@ class Shape(Spec):
         Raises:
             RequestError: they do not go together, naming both values; or `sizing` is needed and None.
         """
+
+    def budget(self) -> Budget | None:
+        """The parameters its widths were chosen for; None where widths were asked for."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -244,9 +256,15 @@ class Routing(NamedTuple):
 class Router(Spec):
     """Chooses the experts of a mixture for each position."""
 
+    top_k: int = setting(2, low=1, unit="experts")
+    """Experts each position goes through."""
+
     @abc.abstractmethod
     def build(self, site: Site, n_experts: int) -> nn.Module:
-        """module(h, ctx) -> Routing, for the positions h (M, D). Records losses and metrics in `ctx.trace`."""
+        """module(h, ctx) -> Routing, for the positions h (M, D) of the Visibility, row by row: M is B T.
+
+        While training it records losses and metrics in `ctx.trace`; padding (document -1) counts in none of them.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,27 @@
-"""Shapes: depth and widths, tried with any family."""
+"""Shapes: depth and widths, tried with any family.
 
+The study of Dhara-70M compares depths whose models differ by a quarter in parameters. `BudgetShape` makes such models
+equal: it asks the family itself how many parameters a width gives, so that it is right for every family.
+"""
+
+import bisect
+import dataclasses
+import functools
 from dataclasses import dataclass
+from typing import Literal
 
 from lit_small_lm.errors import RequestError
-from lit_small_lm.plugin import Dims, Shape, Sizing, setting
+from lit_small_lm.plugin import Budget, Dims, Shape, Size, Sizing, setting
+
+WIDEST = 2**20
+"""The largest width of a residual stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedShape(Shape):
     """A shape given width by width."""
 
-    dim: int = setting(256, low=1, high=2**20, unit="channels")
+    dim: int = setting(256, low=1, high=WIDEST, unit="channels")
     """Width of the residual stream."""
     n_layers: int = setting(4, low=1, high=10_000, unit="layers")
     """Depth."""
@@ -43,3 +54,97 @@ class FixedShape(Shape):
             head_dim=self.head_dim or self.dim // self.n_heads,
             hidden=self.hidden or -(-8 * self.dim // 96) * 32,
         )
+
+
+def fixed(dims: Dims) -> FixedShape:
+    """The shape that has these widths, whatever they were solved for."""
+    return FixedShape(**dataclasses.asdict(dims))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetShape(Shape):
+    """The width at which a network of a given depth comes nearest to a number of parameters."""
+
+    params: int = setting(10_000_000, low=1, high=10**15, unit="parameters")
+    """Parameters wanted."""
+    count: Literal["total", "non_embedding"] = "total"
+    """Which parameters: all, or those outside the tables of tokens and positions and the output head."""
+    n_layers: int = setting(4, low=1, high=10_000, unit="layers")
+    """Depth."""
+    head_dim: int = setting(32, low=1, high=2**16, unit="channels")
+    """Width of one head; there are dim / head_dim of them."""
+    queries_per_kv_head: int = setting(1, low=1, high=2**10, unit="heads")
+    """Query heads that share one key/value head. The width is a multiple of head_dim times this."""
+    hidden_ratio: float = setting(8 / 3, above=0, high=1024)
+    """Hidden width of the FFN over dim."""
+    hidden_multiple: int = setting(32, low=1, high=2**16, unit="channels")
+    """What the hidden width is rounded to, to the nearest multiple."""
+
+    def resolve(self, sizing: Sizing | None = None) -> Dims:
+        if sizing is None:
+            raise RequestError(
+                "shape: BudgetShape depends on family and vocabulary; it cannot be resolved without them"
+            )
+        most = max(1, WIDEST // (self.head_dim * self.queries_per_kv_head))
+
+        @functools.cache
+        def found(kv_heads: int) -> int:
+            return getattr(sizing(self._dims(kv_heads)), self.count)
+
+        if self.params < found(1):
+            raise self._out_of_reach("smallest", self._dims(1), found(1))
+        high = 1
+        while found(high) < self.params:
+            if high == most:
+                raise self._out_of_reach("largest", self._dims(most), found(most))
+            high = min(2 * high, most)
+        above = bisect.bisect_left(range(high), self.params, lo=max(1, high // 2), key=found)
+        nearest = min(max(1, above - 1), above, key=lambda kv_heads: abs(found(kv_heads) - self.params))
+        return self._dims(nearest)
+
+    def budget(self) -> Budget:
+        return Budget(self.params, self.count)
+
+    def _dims(self, kv_heads: int) -> Dims:
+        heads = kv_heads * self.queries_per_kv_head
+        dim = heads * self.head_dim
+        hidden = max(1, round(dim * self.hidden_ratio / self.hidden_multiple)) * self.hidden_multiple
+        return Dims(dim, self.n_layers, heads, kv_heads, self.head_dim, hidden)
+
+    def _out_of_reach(self, end: str, dims: Dims, found: int) -> RequestError:
+        allowed = "at least" if end == "smallest" else "at most"
+        return RequestError(
+            f"shape.params: {self.params:,} ({self.count}); the {end} network of {self.n_layers} layers, with a width "
+            f"of {dims.dim}, has {found:,}; allowed: {allowed} that, or another n_layers or head_dim"
+        )
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How near a network comes to the parameters that its shape was asked for."""
+
+    shape: str
+    """The class of the shape."""
+    budget: Budget
+    dims: Dims
+    found: int
+    """Parameters it has, counted as asked."""
+
+    @property
+    def share(self) -> float:
+        """What is too much (above 0) or missing (below 0), as a share of what was asked."""
+        return self.found / self.budget.params - 1
+
+    def __str__(self) -> str:
+        kind, dims = self.budget.count.replace("_", "-"), self.dims
+        return (
+            f"shape: {self.shape}: {self.budget.params:,} {kind} parameters asked, {self.found:,} "
+            f"({100 * self.share:+.2f} %) at {dims.n_layers} layers x {dims.dim} dim, {dims.n_heads} heads "
+            f"({dims.n_kv_heads} key/value) of {dims.head_dim}, {dims.hidden} hidden"
+        )
+
+
+def mismatch(shape: Shape, dims: Dims, size: Size) -> Mismatch | None:
+    """What `shape` was asked for beside the `size` of a network of the `dims` it resolved to; None if for widths."""
+    budget = shape.budget()
+    return budget and Mismatch(type(shape).__name__, budget, dims, getattr(size, budget.count))

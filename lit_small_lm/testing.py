@@ -6,6 +6,7 @@ message is the name of the function, below or in `testing_network`, that tries i
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import json
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.backbone import Backbone, BackboneSpec, size_of
 from lit_small_lm.context import Context
 from lit_small_lm.plugin import (
     Batch,
@@ -157,8 +158,9 @@ def keeps_the_shape_of_its_input(spec: Norm, dims: Dims) -> None:
 
 def resolves_to_widths_that_go_together(spec: Shape, dims: Dims) -> None:
     """A shape resolves to positive widths, always the same."""
-    found = spec.resolve()
-    require(found == spec.resolve(), "two calls differ")
+    sizing = functools.partial(size_of, BackboneSpec(), vocab_size=VOCAB)
+    found = spec.resolve(sizing)
+    require(found == spec.resolve(sizing), "two calls differ")
     require(
         all(isinstance(v, int) and v > 0 for v in dataclasses.astuple(found)), f"{found}: widths must be positive ints"
     )
@@ -281,8 +283,7 @@ def steps_every_parameter_once(spec: Optim, dims: Dims) -> None:
 def turns_text_to_ids_and_back(spec: Tokenizer, dims: Dims) -> None:
     """Every text comes back, also from a restored encoder; lengths in bytes add up."""
     encoder = spec.learn(iter(TEXTS))
-    specials, lengths = encoder.specials._asdict(), encoder.byte_lengths()
-    del specials["vocab_size"]
+    specials, lengths = encoder.specials.ids(), encoder.byte_lengths()
     require(len(set(specials.values())) == len(specials), f"special ids coincide: {specials}")
     require(
         all(0 <= i < encoder.specials.vocab_size for i in specials.values()),

@@ -267,6 +267,7 @@ class LitCLI(LightningCLI):
         self.model.optim, self.model.compile_mode = config.optim, config.compile
         self.model.activation_checkpointing = config.activation_checkpointing
         self.model.seed = self.datamodule.seed = config.seed_everything
+        self.model.origin = self.start.record
         self.datamodule.encoder_record, self.datamodule.max_tokens = self.start.encoder, config.max_tokens
         if self.subcommand == "fit":
             self.model.config, self.model.init_from = self.config_text, self.options.init_from
@@ -304,7 +305,7 @@ class LitCLI(LightningCLI):
         checkpoint = str(self.start.checkpoint) if self.start.checkpoint else None
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2):
-            strategy.refuse_model(model.backbone, model.dims)
+            strategy.refuse_early(model)
         if number_here() == 0:
             self.datamodule.pace.check_shares(1, self.trainer.accumulate_grad_batches)
             self.datamodule.tell = progress = Shown("data")

@@ -10,12 +10,14 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 
+from lit_small_lm.backbone import size_of
 from lit_small_lm.checkpoint import LanguageModel, load
 from lit_small_lm.cli.run_options import resume_command, script, with_plugins
 from lit_small_lm.cli.stops import twice_as_long
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.ranks import process_number
 from lit_small_lm.samplers.autoregressive import Autoregressive
+from lit_small_lm.shapes import mismatch
 from lit_small_lm.sharding import is_sharded
 from lit_small_lm.training.callbacks.checkpoints import last_stable
 from lit_small_lm.training.callbacks.progress import clock, short
@@ -65,6 +67,7 @@ class Announcement(Callback):
         if trainer.is_global_zero:
             for line in (
                 device_line(trainer, self.precision, self.why),
+                *shape_lines(pl_module),
                 model_line(pl_module),
                 *trainer.datamodule.notes(),
             ):
@@ -78,6 +81,13 @@ def model_line(module: LanguageModule) -> str:
         f"model: {short(count)} parameters; {dims.n_layers} layers x {dims.dim} dim, {dims.n_heads} heads, "
         f"{dims.hidden} hidden, {type(module.backbone.norm).__name__}, {module.encoder.specials.vocab_size} ids"
     )
+
+
+def shape_lines(module: LanguageModule) -> list[str]:
+    """How near the network comes to the parameters asked for, where the shape asks for any."""
+    size = size_of(module.backbone, module.dims, module.encoder.specials.vocab_size)
+    found = mismatch(module.shape, module.dims, size)
+    return [] if found is None else [str(found)]
 
 
 def curve(run_dir: Path, width: int = 70, height: int = 12) -> str:

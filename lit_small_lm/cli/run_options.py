@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -51,10 +52,15 @@ class Start:
     """Its step."""
     config: str | None = None
     """The configuration it was trained with, as YAML: the base of the new one."""
-    encoder: dict[str, object] | None = None
-    """The record of its tokenizer, which goes with its weights."""
+    record: dict[str, Any] | None = None
+    """What the checkpoint says of itself."""
     notice: str = ""
     """What the user should know of it."""
+
+    @property
+    def encoder(self) -> dict[str, object] | None:
+        """The record of its tokenizer, which goes with its weights."""
+        return None if self.record is None else self.record["tokenizer"]["record"]
 
 
 def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -133,7 +139,7 @@ def fit_start(options: argparse.Namespace) -> Start:
     if options.init_from:
         content = read(options.init_from)
         averaged = "--init_from: the checkpoint's averaged weights are taken" if "averaging_state" in content else ""
-        return Start(encoder=record_of(content)["tokenizer"]["record"], notice=averaged)
+        return Start(record=record_of(content), notice=averaged)
     return Start()
 
 
@@ -191,4 +197,4 @@ def _whole(checkpoint: Path, content: dict) -> Start:
 def _start(checkpoint: Path, content: dict) -> Start:
     record = record_of(content)
     need_plugins(record)
-    return Start(checkpoint, record["step"], record["config"], record["tokenizer"]["record"])
+    return Start(checkpoint, record["step"], record["config"], record)

@@ -14,14 +14,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from lit_small_lm.backbone import Backbone, BackboneSpec
-from lit_small_lm.checkpoint import make_record, read, record_of, weights_of
+from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit, size_of
+from lit_small_lm.checkpoint import make_record, read, record_of, recorded_dims, weights_of
 from lit_small_lm.context import Context
 from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import fold, seed_all
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.outputs import check_outputs
-from lit_small_lm.plugin import Batch, Encoder, Objective, Optim, Query, Shape, Source, Split
+from lit_small_lm.plugin import Batch, Dims, Encoder, Objective, Optim, Query, Shape, Source, Split
 from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
@@ -53,10 +53,9 @@ class LanguageModule(LightningModule, abc.ABC):
             raise RequestError("; ".join(problems))
         backbone.refuse_kind(objective.kind)
         self.backbone, self.shape, self.objective = backbone, shape, objective
-        self.dims = shape.resolve()
-        with torch.device("meta"):
-            net = Backbone(backbone, self.dims, vocab_size=1)  # parts that do not fit are found here, at no cost
-        check_outputs(net, objective.kind)
+        self.dims = self._resolved(vocab_size=1)
+        """Widths; those of a shape that depends on the vocabulary are not final before the network is built."""
+        check_outputs(check_fit(backbone, self.dims), objective.kind)  # parts that do not fit are found at no cost
         backbone.report_concerns()
         self.net: Backbone | None = None
         self.optim: Optim = AdamW()
@@ -69,6 +68,8 @@ class LanguageModule(LightningModule, abc.ABC):
         """"layers": only the input of every layer is kept for the backward pass, which runs the layer again."""
         self.init_from: Path | None = None
         """A checkpoint to take the weights from, and nothing else."""
+        self.origin: dict[str, Any] | None = None
+        """The record of the checkpoint the weights come from; the same shape has the widths that it had there."""
         self.config = ""
         """The whole configuration of the run as YAML, kept in checkpoints so that a branch can start from it."""
         self.tokens_seen = 0
@@ -97,7 +98,9 @@ class LanguageModule(LightningModule, abc.ABC):
         limit, seq_len = self.backbone.positions.limit(), self.trainer.datamodule.seq_len
         if limit is not None and seq_len > limit:
             raise RequestError(f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions")
-        self.net = self._build(self.encoder.specials.vocab_size)
+        vocab_size = self.encoder.specials.vocab_size
+        self.dims = recorded_dims(self.origin, self.shape) or self._resolved(vocab_size)
+        self.net = self._build(vocab_size)
         torch.manual_seed(fold(self.seed, "init"))
         self.net.init_weights()
         if self.init_from is not None:
@@ -107,11 +110,15 @@ class LanguageModule(LightningModule, abc.ABC):
         if self.compile_mode != "off":
             self.net.compile(mode=None if self.compile_mode == "default" else self.compile_mode)
 
+    def _resolved(self, vocab_size: int) -> Dims:
+        return self.shape.resolve(lambda dims: size_of(self.backbone, dims, vocab_size))
+
     def _build(self, vocab_size: int) -> Backbone:
         """The network, each process's share of it where it is sharded; its weights are not those of this seed yet."""
         strategy = self.trainer.strategy
         if not isinstance(strategy, FSDP2):
             return Backbone(self.backbone, self.dims, vocab_size)
+        strategy.refuse_model(self.backbone, self.dims)
         with torch.device("meta"):
             net = Backbone(self.backbone, self.dims, vocab_size)
         strategy.shard(net)
@@ -225,6 +232,7 @@ class LanguageModule(LightningModule, abc.ABC):
         checkpoint["lit_small_lm"] = make_record(
             backbone=self.backbone,
             shape=self.shape,
+            dims=self.dims,
             objective=self.objective,
             tokenizer=data.tokenizer,
             encoder=data.encoder,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -59,9 +60,14 @@ class FSDP2(ModelParallelStrategy):
             )
 
     def setup_environment(self) -> None:
-        self.refuse_model(self.lightning_module.backbone, self.lightning_module.dims)
+        self.refuse_early(self.lightning_module)
         self._data_parallel_size = self.num_processes * self.num_nodes // self.tensor_parallel_size
         super().setup_environment()
+
+    def refuse_early(self, model: LightningModule) -> None:
+        """`refuse_model`, where the widths are known before the vocabulary; else it waits until they are."""
+        if model.shape.budget() is None:
+            self.refuse_model(model.backbone, model.dims)
 
     def refuse_model(self, backbone: BackboneSpec, dims: Dims) -> None:
         """Raise RequestError for a model whose layers cannot be shared out; costs no memory."""

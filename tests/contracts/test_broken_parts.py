@@ -241,7 +241,7 @@ class BrokenInit(Init):
 class BrokenShape(Shape):
     """Heads that do not divide."""
 
-    def resolve(self):
+    def resolve(self, sizing=None):
         return dataclasses.replace(FixedShape(dim=16, n_layers=1, n_heads=4).resolve(), n_kv_heads=3)
 
 
