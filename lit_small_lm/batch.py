@@ -15,11 +15,37 @@ class Specials(NamedTuple):
     """The vocabulary size and the special ids, which the tokenizer owns."""
 
     vocab_size: int
+    """Rows of the network's embedding."""
     end: int
-    """Begins every document, and ends it."""
-    pad: int
-    mask: int
-    """Reserved for diffusion objectives."""
+    """Ends every document, and begins it unless `begin` does."""
+    pad: int | None
+    """Fills rows where nothing counts; None: there is none, and `end` does."""
+    mask: int | None
+    """Reserved for diffusion objectives; None: there is none, and they cannot be used."""
+    begin: int | None = None
+    """What the network reads at the beginning of a document, where that is another token than its end."""
+    padding_from: int | None = None
+    """Rows from here on belong to no token, and are never drawn; None: there are none."""
+
+    @property
+    def start(self) -> int:
+        """The id that a document begins with, as the network reads it."""
+        return self.end if self.begin is None else self.begin
+
+    @property
+    def filler(self) -> int:
+        """The id that stands where nothing counts."""
+        return self.end if self.pad is None else self.pad
+
+    def never_drawn(self) -> list[int]:
+        """Ids that no text goes on with: padding, the mask, and rows without a token."""
+        rows = [] if self.padding_from is None else range(self.padding_from, self.vocab_size)
+        return [*(i for i in (self.pad, self.mask) if i is not None), *rows]
+
+    def ids(self) -> dict[str, int]:
+        """The special ids there are, by name."""
+        named = {"end": self.end, "pad": self.pad, "mask": self.mask, "begin": self.begin}
+        return {name: index for name, index in named.items() if index is not None}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def assemble(
     masked: bool,
 ) -> Batch:
     """Write rows side by side; `masked`: with a loss mask. All rows are cut into as many pieces as the first."""
-    tokens = np.full((len(places), seq_len + 1), specials.pad, dtype=np.int64)  # (B, T+1)
+    tokens = np.full((len(places), seq_len + 1), specials.filler, dtype=np.int64)  # (B, T+1)
     doc_ids = np.full_like(tokens, -1)
     for place, row_tokens, row_documents in zip(places, tokens, doc_ids, strict=True):
         if place is not None:

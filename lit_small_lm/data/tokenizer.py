@@ -33,8 +33,7 @@ def digest_of_record(record: Mapping[str, object]) -> str:
 
 def check_specials(encoder: Encoder) -> None:
     """Raises RequestError if special ids coincide or lie outside the vocabulary."""
-    vocab_size, specials = encoder.specials.vocab_size, encoder.specials._asdict()
-    del specials["vocab_size"]
+    vocab_size, specials = encoder.specials.vocab_size, encoder.specials.ids()
     for name, index in specials.items():
         twins = [other for other, value in specials.items() if value == index and other != name]
         if twins:
@@ -96,7 +95,7 @@ class BPE(Tokenizer):
         return BPEEncoder(library.to_str())
 
     def restore(self, record: Mapping[str, object]) -> Encoder:
-        return BPEEncoder(str(record["json"]))
+        return BPEEncoder.of(record)
 
 
 class BPEEncoder(Encoder):
@@ -104,32 +103,52 @@ class BPEEncoder(Encoder):
 
     Args:
         text: the JSON.
-        names: its end, pad and mask token; their ids may be anywhere.
+        names: its end, pad and mask token; their ids may be anywhere. The last two may be None.
+        begin: the token that begins a document, where that is not the end token.
+        vocab_size: rows of the network, where it has more than the tokenizer has ids.
 
     Raises:
-        RequestError: the JSON lacks one of them.
+        RequestError: the JSON lacks one of the tokens, or has more ids than the network rows.
     """
 
-    def __init__(self, text: str, names: Sequence[str] = SPECIALS) -> None:
+    def __init__(
+        self,
+        text: str,
+        names: Sequence[str | None] = SPECIALS,
+        begin: str | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
         from tokenizers import Tokenizer as Library
 
-        self._json, self._names = text, tuple(names)
+        self._json, self._names, self._begin, self._rows = text, tuple(names), begin, vocab_size
         self.library = Library.from_str(text)
         """The library's own tokenizer."""
         self.library.encode_special_tokens = True
         self._vocabulary = self.library.get_vocab()
-        missing = [name for name in names if name not in self._vocabulary]
+        asked = [name for name in (*names, begin) if name is not None]
+        missing = [name for name in asked if name not in self._vocabulary]
         if missing:
-            raise RequestError(f"tokenizer: it has no {missing[0]} token; it needs: {', '.join(names)}")
+            raise RequestError(f"tokenizer: it has no {missing[0]} token; it needs: {', '.join(asked)}")
         size = 1 + max(self._vocabulary.values())  # ids may have gaps
-        self.specials = Specials(size, *(self._vocabulary[name] for name in names))
+        rows = vocab_size or size
+        if rows < size:
+            raise RequestError(f"tokenizer: it has {size:,} ids, but the network {rows:,} rows")
+        ids = (self._vocabulary.get(name) for name in (*names, begin))
+        self.specials = Specials(rows, *ids, padding_from=size if size < rows else None)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "BPEEncoder":
+        """The encoder that `record` described."""
+        names = record.get("specials", SPECIALS)
+        return cls(str(record["json"]), list(names), record.get("begin"), record.get("vocab_size"))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         found = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.library.decode([i for i in ids if i not in self.specials[1:]])
+        special = self.specials.ids().values()
+        return self.library.decode([i for i in ids if i not in special])
 
     def byte_lengths(self) -> Tensor:
         # In the byte-level alphabet every character of a token stands for one byte; added tokens are plain text.
@@ -145,7 +164,8 @@ class BPEEncoder(Encoder):
 
     def record(self) -> dict[str, object]:
         named = {} if self._names == SPECIALS else {"specials": list(self._names)}
-        return {"type": "bpe", "json": self._json, **named}
+        others = {"begin": self._begin, "vocab_size": self._rows}
+        return {"type": "bpe", "json": self._json, **named, **{k: v for k, v in others.items() if v is not None}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,20 +184,17 @@ class Pretrained(Tokenizer):
 
     def learn(self, texts: Iterator[str]) -> Encoder:
         library = self._loaded()
-        _check_byte_level(json.loads(library.to_str()), str(self.path))
-        library.no_truncation()
-        library.no_padding()
-        library.normalizer = None
-        vocabulary, added = library.get_vocab(), library.get_added_tokens_decoder().values()
+        prepare_byte_level(library, str(self.path))
+        vocabulary = library.get_vocab()
         if self.end not in vocabulary:
-            raise not_known("data.tokenizer.end", self.end, [token.content for token in added], "token of its own")
-        pad, mask = (_unused(name, vocabulary) for name in (PAD, MASK))
+            added = [token.content for token in library.get_added_tokens_decoder().values()]
+            raise not_known("data.tokenizer.end", self.end, added, "token of its own")
+        pad, mask = (unused(name, vocabulary) for name in (PAD, MASK))
         library.add_special_tokens([pad, mask])
-        plain = [token.content for token in added if not token.special]
-        return _lossless(BPEEncoder(library.to_str(), (self.end, pad, mask)), plain, str(self.path))
+        return lossless(BPEEncoder(library.to_str(), (self.end, pad, mask)), str(self.path))
 
     def restore(self, record: Mapping[str, object]) -> Encoder:
-        return BPEEncoder(str(record["json"]), list(record["specials"]))
+        return BPEEncoder.of(record)
 
     def _loaded(self) -> Any:
         from tokenizers import Tokenizer as Library
@@ -201,6 +218,55 @@ def _read(load: Callable[[], Any], error: type[Exception], what: str) -> Any:
         raise error(f"data.tokenizer.path: {what}: {first_line(found)}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ids(Tokenizer):
+    """No text at all: the vocabulary of a model that came without a tokenizer, which takes and gives ids."""
+
+    vocab_size: int = setting(259, low=1, high=1 << 30, unit="ids")
+    """Rows of the network's embedding."""
+    end: int = setting(0, low=0, high=1 << 30)
+    """The id that ends a document."""
+    begin: int | None = setting(None, low=0, high=1 << 30)
+    """The id that begins a document; null: that of its end."""
+
+    def learn(self, texts: Iterator[str]) -> Encoder:
+        return IdEncoder(Specials(self.vocab_size, self.end, None, None, self.begin))
+
+    def restore(self, record: Mapping[str, object]) -> Encoder:
+        return IdEncoder(Specials(**record["specials"]))
+
+
+class IdEncoder(Encoder):
+    """Refuses text."""
+
+    def __init__(self, specials: Specials) -> None:
+        self.specials = specials
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        raise RequestError("text: this model has no tokenizer, it takes token ids; import one with its tokenizer.json")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise RequestError("text: this model has no tokenizer, it gives token ids; import one with its tokenizer.json")
+
+    def byte_lengths(self) -> Tensor:
+        return torch.zeros(self.specials.vocab_size, dtype=torch.long)
+
+    def record(self) -> dict[str, object]:
+        return {"type": "ids", "specials": self.specials._asdict()}
+
+
+def prepare_byte_level(library: Any, path: str) -> None:
+    """Make a tokenizer of the library give every text back: no normaliser, nothing cut off and nothing filled up.
+
+    Raises:
+        RequestError: it does not work on bytes.
+    """
+    _check_byte_level(json.loads(library.to_str()), path)
+    library.no_truncation()
+    library.no_padding()
+    library.normalizer = None
+
+
 def _check_byte_level(content: Mapping[str, Any], path: str) -> None:
     """Raises RequestError if a tokenizer does not work on bytes, whose texts would not all come back."""
     steps = _steps(content["pre_tokenizer"], "pretokenizers")
@@ -222,16 +288,17 @@ def _steps(step: Mapping[str, Any] | None, inside: str) -> list[Mapping[str, Any
     return [inner for item in step[inside] for inner in _steps(item, inside)] if inside in step else [step]
 
 
-def _unused(name: str, vocabulary: Mapping[str, int]) -> str:
+def unused(name: str, vocabulary: Mapping[str, int]) -> str:
     """A token's name that the vocabulary has no token for."""
     names = (name, *(f"{name[:-2]}_{number}|>" for number in range(2, len(vocabulary) + 3)))
     return next(found for found in names if found not in vocabulary)
 
 
-def _lossless(encoder: Encoder, plain: Sequence[str], path: str) -> Encoder:
+def lossless(encoder: BPEEncoder, path: str) -> BPEEncoder:
     """The encoder. Raises RequestError if a text with spaces, signs and rare characters does not come back from it."""
     text = "  A b\tc\n\n 1234567 don't (x+y)!! \u00e9\u4e16\U0001f642 \x00" + "".join(SPECIALS)
-    text += " ".join(plain)
+    added = encoder.library.get_added_tokens_decoder().values()
+    text += " ".join(token.content for token in added if not token.special)
     ids = encoder.encode([text])[0]
     if encoder.decode(ids) != text or int(encoder.byte_lengths()[ids].sum()) != len(text.encode()):
         raise RequestError(f"data.tokenizer.path: {shown(path)}: texts do not come back from it as they were")

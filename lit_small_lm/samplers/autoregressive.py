@@ -28,11 +28,11 @@ class Autoregressive(Sampler):
         """One frame a token. A row's draws depend on `key` and the row's index alone, not on the other rows."""
         tokens, cache = prompt, Cache(prompt.shape[1] + n)
         draws = [generator(key, "sample", row) for row in range(prompt.shape[0])]
-        new = prompt
+        new, never = prompt, specials.never_drawn()
         for step in range(n):
             seen = Visibility.rows(new, start=cache.length)
             logits = net(new, Context(seen, cache))[:, -1]  # (B, V)
-            probs = probabilities(logits, self.temperature, self.top_k, self.top_p, (specials.pad, specials.mask))
+            probs = probabilities(logits, self.temperature, self.top_k, self.top_p, never)
             uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in draws])
             new = draw(probs, uniform.to(probs.device)).unsqueeze(1)  # (B, 1)
             tokens = torch.cat([tokens, new], dim=1)

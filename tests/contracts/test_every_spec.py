@@ -7,7 +7,7 @@ import pytest
 import lit_small_lm
 from lit_small_lm.backbone import BackboneSpec, LayerSpec
 from lit_small_lm.data.sources import TextFiles
-from lit_small_lm.data.tokenizer import BPE, Pretrained
+from lit_small_lm.data.tokenizer import BPE, Ids, Pretrained
 from lit_small_lm.discovery import discover
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
@@ -33,7 +33,8 @@ SHIPPED = [
     cls
     for kind in (*kinds().values(), BackboneSpec, LayerSpec)
     for cls in known(kind).values()
-    if cls.__module__.startswith("lit_small_lm.") and not issubclass(cls, (Source, Pretrained))  # those need files
+    if cls.__module__.startswith("lit_small_lm.")
+    and not issubclass(cls, (Source, Pretrained, Ids))  # they need files, or take no text
 ]
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_small_lm.data.tokenizer import BPE, SPECIALS, Bytes, Pretrained, check_specials
+from lit_small_lm.data.tokenizer import BPE, SPECIALS, BPEEncoder, Bytes, Ids, Pretrained, check_specials
 from lit_small_lm.errors import RequestError, RunError
+from lit_small_lm.plugin import Specials
 from lit_small_lm.testing import check
 
 CORPUS = ["the cat sat on the mat, and the dog sat on the log"] * 20
@@ -84,7 +85,7 @@ def test_a_tokenizer_of_another_model_is_taken_over(tmp_path):
     theirs, spec = Tokenizer.from_file(str(file)), Pretrained(path=str(file))
     encoder, size = spec.learn(iter([])), theirs.get_vocab_size()
     assert encoder.encode(CORPUS[:1])[0] == theirs.encode(CORPUS[0]).ids
-    assert encoder.specials == (size + 2, theirs.token_to_id("<|endoftext|>"), size, size + 1)
+    assert encoder.specials == Specials(size + 2, theirs.token_to_id("<|endoftext|>"), size, size + 1)
     assert Pretrained(path=str(tmp_path)).learn(iter([])).record() == encoder.record()
     check_specials(encoder)
     check(spec)
@@ -184,3 +185,36 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
         RunError, match="some/model is no file here, and could not be had from the hub: no route to host$"
     ):
         Pretrained(path="some/model").learn(iter([]))
+
+
+# ------------------------------------------------------------------------------------------------ of a public network
+def test_a_network_with_more_rows_than_the_tokenizer_has_ids(tmp_path):
+    library = made_elsewhere(tmp_path, special=["<|end|>", "<|begin|>"]).read_text()
+    encoder = BPEEncoder(library, ("<|end|>", None, None), "<|begin|>", vocab_size=400)
+    size = encoder.library.get_vocab_size()
+    assert encoder.specials == Specials(400, size - 2, None, None, size - 1, padding_from=size)
+    assert encoder.specials.start == size - 1 and encoder.specials.filler == size - 2
+    assert encoder.specials.never_drawn() == list(range(size, 400))
+    assert encoder.byte_lengths().shape == (400,)
+    assert encoder.decode([size - 1, *encoder.encode(["a cat"])[0], size - 2]) == "a cat"
+    for spec in (Pretrained(), BPE()):
+        again = spec.restore(json.loads(json.dumps(encoder.record())))
+        assert again.specials == encoder.specials and again.record() == encoder.record()
+    check_specials(encoder)
+
+
+def test_a_network_with_fewer_rows_than_ids_is_refused(tmp_path):
+    library = made_elsewhere(tmp_path, special=["<|end|>"]).read_text()
+    size = BPEEncoder(library, ("<|end|>", None, None)).specials.vocab_size
+    with pytest.raises(RequestError, match=f"it has {size} ids, but the network {size - 1} rows"):
+        BPEEncoder(library, ("<|end|>", None, None), vocab_size=size - 1)
+
+
+def test_without_a_tokenizer_text_is_refused():
+    encoder = Ids(vocab_size=50, end=3, begin=4).learn(iter([]))
+    assert encoder.specials == Specials(50, 3, None, None, 4)
+    assert Ids().restore(json.loads(json.dumps(encoder.record()))).specials == encoder.specials
+    check_specials(encoder)
+    for ask in (lambda: encoder.encode(["a"]), lambda: encoder.decode([1])):
+        with pytest.raises(RequestError, match="this model has no tokenizer"):
+            ask()

@@ -1,5 +1,6 @@
 """Next-token prediction: every target is asked of its own document alone."""
 
+import dataclasses
 import math
 
 import pytest
@@ -28,6 +29,14 @@ def test_targets_are_the_tokens_shifted_by_one():
     assert query.targets.tolist() == [[5, 6, 0, 7, 8, 9, 0]]
     assert query.weights is None
     assert query.scored is None
+
+
+def test_a_document_is_read_from_its_beginning_and_asked_for_its_end():
+    packed = dataclasses.replace(batch(), specials=SPECIALS._replace(begin=4))
+    query = NextToken().query(packed, (0, 0))
+    assert query.tokens.tolist() == [[4, 5, 6, 4, 7, 8, 9]]
+    assert query.targets.tolist() == [[5, 6, 0, 7, 8, 9, 0]]
+    assert packed.tokens[0, 0] == 0
 
 
 def test_positions_and_documents_are_those_of_the_inputs():

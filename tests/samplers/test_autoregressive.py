@@ -86,6 +86,13 @@ def test_forbidden_ids_are_not_drawn(net):
     assert not drawn & {pad, mask}
 
 
+def test_rows_without_a_token_are_not_drawn(net):
+    free = set(text(net, n=40)[:, 3:].flatten().tolist())
+    first = sorted(free)[1]
+    specials = SPECIALS._replace(pad=None, mask=None, padding_from=first)
+    assert set(text(net, n=40, specials=specials)[:, 3:].flatten().tolist()) <= set(range(first))
+
+
 class Dice:
     """A network of fixed probabilities, to see whether the sampler follows them."""
 
