@@ -22,7 +22,7 @@ from lit_small_lm.nn.rotary_scaling import LinearScaling, Llama3Scaling
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Dims, Source, kinds, known
 from lit_small_lm.samplers.autoregressive import Autoregressive
-from lit_small_lm.shapes import FixedShape
+from lit_small_lm.shapes import BudgetShape, FixedShape
 from lit_small_lm.testing import check
 from lit_small_lm.training.muon import Muon
 from lit_small_lm.training.optim import AdamW
@@ -101,6 +101,9 @@ def test_default_source():
             positions=NoPositions(), init=NormalInit(std_dev=0.5), norm=LayerNormScaling(norm=RMSNorm(eps=0.1))
         ),
         FixedShape(dim=24, n_heads=4, n_kv_heads=2, head_dim=10, hidden=7),
+        BudgetShape(
+            params=90_000, count="non_embedding", n_layers=3, head_dim=6, queries_per_kv_head=2, hidden_ratio=1.5
+        ),
         Autoregressive(temperature=0.0),
         Autoregressive(temperature=0.7, top_k=3, top_p=0.9),
         AdamW(lr=0.1, weight_decay=0.0),
