@@ -163,7 +163,7 @@ def _study(found: Placement, dims: Dims) -> Statement:
         f"{near.score:.2f} %, tier {near.tier}",
         "codelion 2025, huggingface.co/blog/codelion/optimal-model-architecture",
         f"the shapes have {min(totals):,} to {max(totals):,} parameters, one seed each, and scores near chance; high "
-        "scores look like means of six tasks and low ones like means of seven with one near zero: over six the low ones "
+        "scores look like means of six tasks, low ones like means of seven with one near zero: over six the low ones "
         f"are {low:.1f} and more, {near.of_six_tasks:.1f} here, and no tiers remain; the study's rule (width from 512 "
         "on, or 32 layers, or 64 and more) fails on its own 4 x 768",
     )
