@@ -10,11 +10,12 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 
-from lit_small_lm.backbone import size_of
 from lit_small_lm.checkpoint import LanguageModel, load
 from lit_small_lm.cli.run_options import resume_command, script, with_plugins
 from lit_small_lm.cli.stops import twice_as_long
 from lit_small_lm.errors import RequestError, RunError
+from lit_small_lm.planning.counts import size
+from lit_small_lm.planning.outline import Outline
 from lit_small_lm.ranks import process_number
 from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.shapes import mismatch
@@ -85,8 +86,8 @@ def model_line(module: LanguageModule) -> str:
 
 def shape_lines(module: LanguageModule) -> list[str]:
     """How near the network comes to the parameters asked for, where the shape asks for any."""
-    size = size_of(module.backbone, module.dims, module.encoder.specials.vocab_size)
-    found = mismatch(module.shape, module.dims, size)
+    outline = Outline(module.backbone, module.dims, module.encoder.specials.vocab_size)
+    found = mismatch(module.shape, module.dims, size(outline))
     return [] if found is None else [str(found)]
 
 

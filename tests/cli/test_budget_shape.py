@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lit_small_lm.__main__ import main
-from lit_small_lm.backbone import size_of
 from lit_small_lm.checkpoint import checkpoints_in, load, read
+from lit_small_lm.planning.counts import size
 from lit_small_lm.plugin import Dims, Shape, Size
 from lit_small_lm.shapes import BudgetShape
 from lit_small_lm.training import lit
@@ -39,7 +39,7 @@ def run(options, tmp_path_factory):
 @pytest.fixture
 def twice_as_large(monkeypatch):
     """Solving again would now give other widths, as with another vocabulary or a changed family."""
-    monkeypatch.setattr(lit, "size_of", lambda *args: Size(*(2 * count for count in size_of(*args))))
+    monkeypatch.setattr(lit, "size", lambda outline: Size(*(2 * count for count in size(outline))))
 
 
 def widths(folder):
