@@ -19,6 +19,7 @@ COMMANDS = {
     "test": ("lit_small_lm.cli.lit", "score the test split once and write test.json"),
     "prepare": ("lit_small_lm.cli.prepare", "tokenise the data of a configuration before training"),
     "generate": ("lit_small_lm.cli.generate", "write text with a trained model"),
+    "import": ("lit_small_lm.cli.importing", "make a run of a public model's folder (config.json, safetensors)"),
     "doctor": ("lit_small_lm.cli.doctor", "say what of this machine is usable for training, what is not, and why"),
     "plugins": ("lit_small_lm.cli.plugins", "list every plug-in: kind, name, origin, what it is"),
     "schema": ("lit_small_lm.cli.json_schema", "print a JSON Schema of configurations, for editors"),

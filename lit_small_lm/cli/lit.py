@@ -89,12 +89,7 @@ def run(command: str, argv: list[str]) -> int:
     os.environ.pop("JSONARGPARSE_DEFAULT_ENV", None)  # options come from the command line and from files
     options, rest = run_options.take(command, run_options.with_packaged_files(argv))
     discover(options.plugins)
-    set_parsing_settings(
-        subclasses_enabled=[Spec],
-        docstring_parse_attribute_docstrings=True,
-        import_path_denylist=["*"],  # a configuration names classes; it does not import modules
-        import_path_allowlist=["lightning", *trusted_packages()],
-    )
+    restrict_parsing()
     asks_help = bool({"-h", "--help"} & set(rest))
     start = Start() if asks_help else run_options.start_of(command, options)
     if start.notice:
@@ -109,6 +104,16 @@ def run(command: str, argv: list[str]) -> int:
         report.say(f"{stop}; checkpoint saved; go on with: {command}")
         return 128 + stop.number
     return 0
+
+
+def restrict_parsing() -> None:
+    """Let a configuration name Specs and the classes of trusted packages, and import nothing."""
+    set_parsing_settings(
+        subclasses_enabled=[Spec],
+        docstring_parse_attribute_docstrings=True,
+        import_path_denylist=["*"],
+        import_path_allowlist=["lightning", *trusted_packages()],
+    )
 
 
 def quiet() -> None:

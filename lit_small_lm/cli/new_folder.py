@@ -1,0 +1,45 @@
+"""A folder that a command writes: it appears whole or not at all, and nothing that is there is overwritten."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lit_small_lm.cli.run_options import refuse_file
+from lit_small_lm.errors import RequestError, shown
+
+
+def refuse_used(out: Path) -> None:
+    """Raise RequestError if `out` is a file, holds anything, or cannot be written."""
+    parent = refuse_file("OUT", out)
+    if out.is_dir() and any(out.iterdir()):
+        raise RequestError(f"OUT: {shown(str(out))} is not empty; allowed: a new folder, or an empty one")
+    if not os.access(parent, os.W_OK):
+        raise RequestError(f"OUT: {shown(str(out))}: {shown(str(parent))} cannot be written to")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder on the same disk that becomes `out` at the end; after an error it is removed."""
+    out = out.absolute()
+    beside = next(place for place in out.parents if place.exists())
+    folder = Path(tempfile.mkdtemp(dir=beside, prefix=f".{out.name[:40]}."))
+    try:
+        yield folder
+        _sync(folder)
+        mask = os.umask(0)
+        os.umask(mask)
+        folder.chmod(0o777 & ~mask)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())

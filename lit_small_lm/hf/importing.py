@@ -1,0 +1,189 @@
+"""From a public folder to a network of ours: every tensor is accounted for before the first one is read.
+
+The configuration says which tensors there have to be, and of which shapes; the headers of the files say which there
+are. Weights become float32, which holds bfloat16 and float16 exactly, and float64 rounded.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.checkpoint import need_plugins, record_of
+from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.hf.folder import DTYPES, Weights, read_config, read_weights
+from lit_small_lm.hf.names import Entry, to_ours, to_theirs
+from lit_small_lm.hf.public import Model
+from lit_small_lm.hf.registry import family_of
+from lit_small_lm.objectives.next_token import NextToken
+from lit_small_lm.plugin import Objective, Shape
+from lit_small_lm.shapes import fixed
+
+OWN = "lit_small_lm"
+"""The `model_type` of models that no public class expresses, and the key of their record in config.json."""
+OWN_PREFIX = "net."
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a config.json says of its model, and of the tensors beside it."""
+
+    model: Model
+    objective: Objective
+    entries: Sequence[Entry]
+    """Every tensor of the network and those of the file that it is made of."""
+    heads: frozenset[str] = frozenset()
+    """Names under which a head that shares the embedding's weights may stand in the file once more."""
+    prefix: str = ""
+    """What files of a bare model leave away."""
+    derived: tuple[str, ...] = ()
+    """Endings of tensors that follow from the configuration, and are passed over."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A public model as a network of ours."""
+
+    form: Form
+    config: Mapping[str, Any]
+    """Its config.json."""
+    state: dict[str, Tensor]
+    """The backbone's state dict, in float32."""
+    dtypes: tuple[str, ...]
+    """The types that its weights had, in the words of safetensors."""
+
+    def network(self) -> Backbone:
+        """The backbone with its weights, in evaluation mode."""
+        net = _empty(self.form.model)
+        net.load_state_dict(self.state, assign=True)
+        return net.eval()
+
+
+def form_of(config: Mapping[str, Any]) -> Form:
+    """The form of a public class, or of our own that `export` writes. Raises RequestError for one we do not have."""
+    if config.get("model_type") == OWN:
+        return _own_form(config)
+    family = family_of(config)
+    model = family.read(config)
+    if model.extras:
+        names = ", ".join(model.extras)
+        raise RequestError(f"config.json: {model_type(config)}: {names}: such parameters are counted, not imported")
+    if model.bidirectional:
+        raise RequestError(f"config.json: {model_type(config)}: its attention looks both ways; allowed: causal models")
+    untied = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, head="untied"))
+    entries = family.names(model)
+    heads = _theirs(family.names(untied)) - _theirs(entries)
+    return Form(model, NextToken(), entries, frozenset(heads), family.prefix, tuple(family.derived))
+
+
+def model_type(config: Mapping[str, Any]) -> str:
+    """What a config.json calls its class, safe to print."""
+    return shown(str(config.get("model_type")))
+
+
+def read_folder(path: Path) -> Imported:
+    """The model in a folder.
+
+    Raises:
+        RequestError: it is not there, is of a class or has settings that we do not have, or its tensors do not fit.
+        RunError: a file is damaged, or holds a number that is not finite.
+    """
+    config = read_config(path)
+    form, weights = form_of(config), read_weights(path)
+    places = _places(form, weights)
+    _check_headers(form, weights, places)
+    state = to_ours(form.entries, _Reader(weights, places))
+    _compare_heads(form, weights, places, state)
+    dtypes = {weights.headers[name].dtype for name in places.values()}
+    return Imported(form, config, state, tuple(sorted(dtypes)))
+
+
+class _Reader(Mapping[str, Tensor]):
+    """The tensors by the public class's names, as float32, each read when it is asked for."""
+
+    def __init__(self, weights: Weights, places: Mapping[str, str]) -> None:
+        self.weights, self.places = weights, places
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self.places[name]
+        tensor = self.weights[place].to(torch.float32, copy=True)  # without a copy it would hold on to the whole file
+        if not torch.isfinite(tensor).all():
+            raise RunError(f"{shown(str(self.weights.headers[place].file))}: {shown(place)} holds numbers not finite")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def _own_form(config: Mapping[str, Any]) -> Form:
+    record = record_of({OWN: config.get(OWN)})
+    need_plugins(record)
+    try:
+        dims = Shape.from_dict(record["shape"]).resolve()
+        model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), int(config["vocab_size"]))
+        objective = Objective.from_dict(record["objective"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RunError(f"config.json: its record is damaged ({type(error).__name__})") from None
+    entries = [Entry(name, (OWN_PREFIX + name,)) for name in _empty(model).state_dict()]
+    return Form(model, objective, entries)
+
+
+def _empty(model: Model) -> Backbone:
+    with torch.device("meta"):
+        return Backbone(model.backbone, model.shape.resolve(), model.vocab_size)
+
+
+def _theirs(entries: Sequence[Entry]) -> set[str]:
+    return {name for entry in entries for name in entry.theirs}
+
+
+def _places(form: Form, weights: Weights) -> dict[str, str]:
+    """Name of the public class -> name in the files. Raises RequestError for what is missing or unknown."""
+    bare = bool(form.prefix) and not any(name.startswith(form.prefix) for name in weights)
+    places = {name: name.removeprefix(form.prefix) if bare else name for name in sorted(_theirs(form.entries))}
+    (embedding,) = next(entry.theirs for entry in form.entries if entry.ours == "embed.weight")
+    if places[embedding] not in weights:  # a file of tied weights may have kept the head's name instead
+        places[embedding] = next((name for name in form.heads if name in weights), places[embedding])
+    missing = [name for name in places.values() if name not in weights]
+    known = {*places.values(), *form.heads}
+    unknown = [name for name in weights if name not in known and not name.endswith(form.derived)]
+    for names, what in ((missing, "missing"), (sorted(unknown), "not one of this class")):
+        if names:
+            raise RequestError(f"weights: tensor {shown(names[0])} is {what}{_more(names)}")
+    return places
+
+
+def _check_headers(form: Form, weights: Weights, places: Mapping[str, str]) -> None:
+    state = _empty(form.model).state_dict()
+    unmapped = {entry.ours for entry in form.entries} ^ set(state)
+    if unmapped:
+        raise RunError(f"weights: the map of names and the network differ in {min(unmapped)}{_more([*unmapped])}")
+    wrong = []
+    for name, tensor in to_theirs(form.entries, state).items():
+        header = weights.headers[places[name]]
+        if header.shape != tuple(tensor.shape):
+            wrong.append(f"{shown(places[name])} has shape {header.shape}; config.json makes it {tuple(tensor.shape)}")
+        elif header.dtype not in DTYPES:
+            wrong.append(f"{shown(places[name])} has type {header.dtype}; allowed: {', '.join(DTYPES)}")
+    if wrong:
+        raise RequestError(f"weights: tensor {wrong[0]}{_more(wrong)}")
+
+
+def _compare_heads(form: Form, weights: Weights, places: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
+    for name in form.heads & set(weights) - set(places.values()):
+        if not torch.equal(weights[name].to(torch.float32), state["embed.weight"]):
+            raise RequestError(f"weights: tensor {name} is not the embedding; config.json says they are tied")
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
