@@ -13,12 +13,14 @@ from lit_small_lm.errors import shown
 from lit_small_lm.hf.public import Model
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
+from lit_small_lm.nn.mla import MLA
 from lit_small_lm.nn.mlp import GatedMLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.positions import Learned, NoPositions
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Dims, Spec
 
-TRAINING = {"dropout", "attention_dropout", "balance_loss", "z_loss", "bias_rate"}
+TRAINING = {"dropout", "attention_dropout", "balance_loss", "z_loss", "bias_rate", "start"}
 """Fields of parts that change how a model is trained, not what it computes."""
 
 
@@ -64,6 +66,10 @@ def _layer(kind: LayerSpec, dims: Dims) -> LayerSpec:
         mixer = dataclasses.replace(mixer, scale=1 / math.sqrt(dims.head_dim))
     if isinstance(mixer, ShortConv):
         positions = NoPositions()
+    if isinstance(mixer, MLA) and mixer.scale is None:
+        mixer = dataclasses.replace(mixer, scale=1 / math.sqrt(mixer.nope_dim + mixer.rope_dim))
+    if isinstance(ffn, MoE) and ffn.expert_hidden is None:
+        ffn = dataclasses.replace(ffn, expert_hidden=dims.hidden)
     if isinstance(ffn, GatedMLP) and "D" not in letters:
         ffn = dataclasses.replace(ffn, canon_span="gate_up")
     canon = kind.canon if letters else CausalCanon()

@@ -11,7 +11,7 @@ from lit_small_lm.hf import entries
 from lit_small_lm.hf.family import Family
 from lit_small_lm.hf.names import Entry
 from lit_small_lm.hf.public import Model, Unfit
-from lit_small_lm.hf.rope import read_rope, write_rope
+from lit_small_lm.hf.rope import amplitude_of, read_rope, write_rope
 from lit_small_lm.hf.settings import ACTIVATION_NAMES, Settings
 from lit_small_lm.hf.tiling import tiled
 from lit_small_lm.nn.attention import Attention
@@ -55,6 +55,8 @@ class Decoder(Family):
     }
     """Our norms of a layer -> theirs."""
     last_norm: ClassVar[str] = "model.norm"
+    embedding: ClassVar[str] = "model.embed_tokens"
+    head: ClassVar[str] = "lm_head"
     eps: ClassVar[str] = "rms_norm_eps"
     """What config.json calls the norms' eps."""
 
@@ -73,7 +75,7 @@ class Decoder(Family):
             backbone=self.finished(s, backbone),
             shape=shape,
             vocab_size=s.whole("vocab_size"),
-            bidirectional=not s.flag("is_causal"),
+            bidirectional=self.both_ways(s),
             max_length=s.whole("max_position_embeddings"),
         )
 
@@ -107,6 +109,10 @@ class Decoder(Family):
     def hidden(self, s: Settings) -> int:
         """Hidden width of the MLP."""
         return s.whole("intermediate_size", high=2**24)
+
+    def both_ways(self, s: Settings) -> bool:
+        """Whether attention looks both ways."""
+        return not s.flag("is_causal")
 
     def norm(self, s: Settings) -> Norm:
         """The norm of the stream."""
@@ -142,15 +148,19 @@ class Decoder(Family):
     # ---------------------------------------------------------------------------------------------------------- names
     def names(self, model: Model) -> Sequence[Entry]:
         dims, backbone = model.shape.resolve(), model.backbone
-        found = [Entry("embed.weight", (f"{self.prefix}embed_tokens.weight",))]
+        found = [Entry("embed.weight", (f"{self.embedding}.weight",))]
         for number, kind in enumerate(backbone.layers(dims.n_layers)):
             ours, theirs = f"layers.{number}", f"{self.prefix}layers.{number}"
             for own, public in self.norms.items():
                 found += entries.norm(f"{ours}.{own}", f"{theirs}.{public}", backbone.norm.norm)
             found += self.mixer_names(ours, theirs, kind.mixer, dims)
             found += self.ffn_names(ours, theirs, kind.ffn, dims)
-        found += entries.norm("close", self.last_norm, backbone.norm.norm)
-        return found + ([] if backbone.head == "tied" else [Entry("head.weight", ("lm_head.weight",))])
+        found += entries.norm(self.closing(backbone), self.last_norm, backbone.norm.norm)
+        return found + ([] if backbone.head == "tied" else [Entry("head.weight", (f"{self.head}.weight",))])
+
+    def closing(self, backbone: BackboneSpec) -> str:
+        """Our name of the final norm."""
+        return "close"
 
     def mixer_names(self, ours: str, theirs: str, mixer: Mixer, dims: Dims) -> list[Entry]:
         """The entries of a layer's mixer."""
@@ -176,11 +186,11 @@ class Decoder(Family):
             self.eps: self.eps_of(backbone),
             "tie_word_embeddings": backbone.head == "tied",
             "max_position_embeddings": model.max_length or self.defaults["max_position_embeddings"],
-            **self.positions_config(backbone, kinds, dims),
-            **self.mixer_config(kinds, dims),
-            **self.ffn_config(kinds, dims),
+            **self.positions_config(model, kinds),
+            **self.mixer_config(model, kinds),
+            **self.ffn_config(model, kinds),
         }
-        if model.bidirectional:
+        if model.bidirectional and "is_causal" not in self.fixed:
             written["is_causal"] = False
         if isinstance(backbone.init, NormalInit):
             written["initializer_range"] = backbone.init.std_dev
@@ -191,19 +201,18 @@ class Decoder(Family):
         scheme = part(backbone.norm, type(self.scheme(RMSNorm())), "norm")
         return part(scheme.norm, RMSNorm, "norm.norm").eps
 
-    def positions_config(self, backbone: BackboneSpec, kinds: list[LayerSpec], dims: Dims) -> dict[str, Any]:
-        """The fields of rotary positions."""
+    def positions_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
+        """The fields of rotary positions; a scale of the scores is taken for YaRN's."""
         rotary = next((kind.positions for kind in kinds if isinstance(kind.positions, Rotary)), None)
         if rotary is None:
-            raise Unfit(f"positions {type(backbone.positions).__name__} are not Rotary")
-        mixer = next((kind.mixer for kind in kinds if isinstance(kind.mixer, Attention)), Attention())
-        amplitude = (mixer.scale * dims.head_dim**0.5) ** 0.5 if mixer.scale else 1.0
-        return write_rope(rotary, amplitude)
+            raise Unfit(f"positions {type(model.backbone.positions).__name__} are not Rotary", FOREIGN)
+        scales = [kind.mixer.scale for kind in kinds if isinstance(kind.mixer, Attention) and kind.mixer.scale]
+        return write_rope(rotary, amplitude_of(scales[0], model.shape.resolve().head_dim) if scales else 1.0)
 
-    def mixer_config(self, kinds: list[LayerSpec], dims: Dims) -> dict[str, Any]:
+    def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         """The fields of attention."""
         return {"attention_dropout": part(kinds[0].mixer, Attention, "mixer").attention_dropout}
 
-    def ffn_config(self, kinds: list[LayerSpec], dims: Dims) -> dict[str, Any]:
+    def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         """The fields of the dense MLP."""
         return {"hidden_act": ACTIVATION_NAMES[part(kinds[0].ffn, GatedMLP, "ffn").activation]}

@@ -5,7 +5,7 @@ map carries weights, gradients and optimizer states.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,40 @@ class Fused(Join):
 
     def split(self, ours: Tensor) -> list[Tensor]:
         return [torch.cat(self.inner.split(ours))]
+
+
+@dataclass(frozen=True)
+class Taps(Join):
+    """A depthwise convolution stored (C, 1, N), oldest tap first; ours is (C, N), the newest first."""
+
+    inner: Join = Same()
+    """How its channels come together."""
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return self.inner.join([part.squeeze(1).flip(1) for part in parts])
+
+    def split(self, ours: Tensor) -> list[Tensor]:
+        return [part.flip(1).unsqueeze(1) for part in self.inner.split(ours)]
+
+
+@dataclass(frozen=True)
+class HalfSplit(Join):
+    """Rows of which each group ends in channels that turn in pairs of neighbours; ours lie half a turn apart."""
+
+    groups: int
+    turned: int
+    """How many rows at the end of each group turn; an even number."""
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return self._reordered(parts[0], lambda rows: rows.unflatten(1, (-1, 2)).transpose(1, 2))
+
+    def split(self, ours: Tensor) -> list[Tensor]:
+        return [self._reordered(ours, lambda rows: rows.unflatten(1, (2, -1)).transpose(1, 2))]
+
+    def _reordered(self, rows: Tensor, reorder: Callable[[Tensor], Tensor]) -> Tensor:
+        groups = rows.unflatten(0, (self.groups, -1))  # (groups, rows of one group, ...)
+        kept, turned = groups.split([groups.shape[1] - self.turned, self.turned], dim=1)
+        return torch.cat([kept, reorder(turned).flatten(1, 2)], dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,44 @@ from typing import Any
 
 from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.errors import RequestError, not_known
+from lit_small_lm.hf.families.bert import Bert
+from lit_small_lm.hf.families.deepseek_v3 import DeepSeekV3
+from lit_small_lm.hf.families.dhara import Dhara
+from lit_small_lm.hf.families.gemma3 import Gemma3
 from lit_small_lm.hf.families.gpt2 import GPT2
+from lit_small_lm.hf.families.gpt_neox import GPTNeoX
+from lit_small_lm.hf.families.lfm2 import LFM2
 from lit_small_lm.hf.families.llama import Llama
+from lit_small_lm.hf.families.mistral import Mistral
+from lit_small_lm.hf.families.mixtral import Mixtral
+from lit_small_lm.hf.families.olmo2 import Olmo2
+from lit_small_lm.hf.families.olmoe import OLMoE
+from lit_small_lm.hf.families.qwen2 import Qwen2
+from lit_small_lm.hf.families.qwen3 import Qwen3
+from lit_small_lm.hf.families.qwen3_moe import Qwen3MoE
+from lit_small_lm.hf.families.smollm3 import SmolLM3
 from lit_small_lm.hf.family import Family
 from lit_small_lm.hf.public import Model, Unfit
 from lit_small_lm.shapes import FixedShape
 
-STOCK: tuple[Family, ...] = (Llama(), GPT2())
+STOCK: tuple[Family, ...] = (
+    Llama(),
+    GPT2(),
+    Mistral(),
+    Qwen2(),
+    Qwen3(),
+    SmolLM3(),
+    Olmo2(),
+    Gemma3(),
+    GPTNeoX(),
+    LFM2(),
+    Mixtral(),
+    Qwen3MoE(),
+    OLMoE(),
+    DeepSeekV3(),
+)
 """Classes that transformers ships with a language-model head, the most common ones first."""
-OTHERS: tuple[Family, ...] = ()
+OTHERS: tuple[Family, ...] = (Dhara(), Bert())
 """Classes to read but not to write: remote code, or no language model."""
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*STOCK, *OTHERS)}
 """`model_type` -> class."""

@@ -40,6 +40,11 @@ class Rope:
         return None if self.amplitude == 1 else self.amplitude**2 / math.sqrt(head_dim)
 
 
+def amplitude_of(scale: float, head_dim: int) -> float:
+    """The amplitude that a factor on the scores of fully rotated heads amounts to."""
+    return math.sqrt(scale * math.sqrt(head_dim))
+
+
 def read_rope(s: Settings, theta: float, share: float | None = None, given: Any = None) -> Rope:
     """The rotary positions of a config.json.
 
@@ -57,7 +62,7 @@ def read_rope(s: Settings, theta: float, share: float | None = None, given: Any 
         **DEFAULTS,
         "rope_theta": s.given.get("rope_theta", theta),
         "rope_type": found.get("type", "default"),
-        "partial_rotary_factor": s.given.get("partial_rotary_factor", share or 1.0),
+        "partial_rotary_factor": s.given.get("partial_rotary_factor", 1.0 if share is None else share),
         "original_max_position_embeddings": s.value("max_position_embeddings"),
     }
     top = s.given.get("original_max_position_embeddings")

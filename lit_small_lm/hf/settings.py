@@ -42,7 +42,7 @@ class Settings:
 
     def value(self, key: str) -> Any:
         """What the file says, or the default; null is a value."""
-        return self.given.get(key, self.defaults[key])
+        return self.given[key] if key in self.given else self.defaults[key]
 
     def whole(self, key: str, low: int = 1, high: int = MOST) -> int:
         """A whole number within `low` and `high`."""

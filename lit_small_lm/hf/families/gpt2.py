@@ -22,6 +22,8 @@ from lit_small_lm.nn.residual import PreNorm
 from lit_small_lm.plugin import Dims
 from lit_small_lm.shapes import FixedShape
 
+HEAD_DIM = 64
+
 
 class GPT2(Family):
     """`GPT2LMHeadModel`."""
@@ -63,9 +65,8 @@ class GPT2(Family):
 
     def shape(self, s: Settings) -> FixedShape:
         """Depth and widths; the MLP is four times as wide unless the file says otherwise."""
-        dim, n_heads = s.whole("n_embd", high=WIDEST), s.whole("n_head", high=2**16)
-        if dim % n_heads:
-            raise s.refused("n_head", f"a divisor of n_embd, {dim}")
+        dim = s.whole("n_embd", high=WIDEST)
+        n_heads = self.heads(s, dim)
         return FixedShape(
             dim=dim,
             n_layers=s.whole("n_layer", high=10_000),
@@ -74,6 +75,16 @@ class GPT2(Family):
             head_dim=dim // n_heads,
             hidden=4 * dim if s.value("n_inner") is None else s.whole("n_inner", high=2**24),
         )
+
+    def heads(self, s: Settings, dim: int) -> int:
+        """Heads of a layer. Where the file has none and the default does not divide the width, heads are 64 wide, as in
+        all released sizes."""
+        n_heads = s.whole("n_head", high=2**16)
+        if dim % n_heads and "n_head" not in s.given and dim % HEAD_DIM == 0:
+            return dim // HEAD_DIM
+        if dim % n_heads:
+            raise s.refused("n_head", f"a divisor of n_embd, {dim}")
+        return n_heads
 
     def layer(self, s: Settings) -> LayerSpec:
         """The one kind of layer."""

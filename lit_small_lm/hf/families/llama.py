@@ -5,6 +5,7 @@ from typing import Any
 
 from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf.decoder import COMMON, Decoder, part
+from lit_small_lm.hf.public import Model
 from lit_small_lm.hf.settings import Settings
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.mlp import GatedMLP
@@ -44,10 +45,10 @@ class Llama(Decoder):
     def ffn(self, s: Settings, dims: Dims) -> GatedMLP:
         return dataclasses.replace(super().ffn(s, dims), shift="bias" if s.flag("mlp_bias") else "none")
 
-    def mixer_config(self, kinds: list[LayerSpec], dims: Dims) -> dict[str, Any]:
+    def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         biased = part(kinds[0].mixer, Attention, "mixer").shift == "bias"
-        return {**super().mixer_config(kinds, dims), "attention_bias": biased}
+        return {**super().mixer_config(model, kinds), "attention_bias": biased}
 
-    def ffn_config(self, kinds: list[LayerSpec], dims: Dims) -> dict[str, Any]:
+    def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         biased = part(kinds[0].ffn, GatedMLP, "ffn").shift == "bias"
-        return {**super().ffn_config(kinds, dims), "mlp_bias": biased}
+        return {**super().ffn_config(model, kinds), "mlp_bias": biased}
