@@ -147,6 +147,8 @@ class Trace:
         """Terms beside the negative log-likelihood of each target, of its shape and weighted like it, by name."""
         self.metrics: dict[Hashable, Tensor] = {}
         """Scalars to log, by (name, layer)."""
+        self.tallies: dict[Hashable, Tensor] = {}
+        """What `Stepped` modules are told after the optimizer step, by address; summed over batches and processes."""
         self._shared: dict[Hashable, Any] = {}
 
     def copy(self) -> "Trace":
@@ -180,3 +182,22 @@ class Context:
         """The places of all keys of this call, cached ones included."""
         place = self.visibility.place
         return place if self.cache is None else self.trace.once("keys", lambda: self.cache.places(place))
+
+    def mask(self, window: int | None = None) -> Tensor | None:
+        """The attention mask (B, 1, T, S) of this call, cached keys included, made once for all layers.
+
+        None where the kind of visibility says it all: whole rows of one document, without cache and window.
+        """
+        if self.cache is None and self.visibility.doc_ids is None and window is None:
+            return None
+        return self.trace.once(("mask", window), lambda: self.visibility.dense(self.keys(), window))
+
+
+class Branch:
+    """One branch of a layer as norm schemes see it: the normed input h (B, T, D) -> its output (B, T, D)."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], ctx: Context) -> None:
+        self.run, self.ctx = run, ctx
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return self.run(h)

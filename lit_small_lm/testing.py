@@ -27,8 +27,10 @@ from lit_small_lm.plugin import (
     Norm,
     Objective,
     Optim,
+    Router,
     Sampler,
     Shape,
+    Site,
     Source,
     Spec,
     Specials,
@@ -58,6 +60,7 @@ ROLES = (
     "gate_up",
     "up",
     "down",
+    "router",
     "head",
     "norm",
     "convolution",
@@ -173,7 +176,20 @@ def has_a_rule_for_every_role(spec: Init, dims: Dims) -> None:
         std, scale = spec.std(role, dims), spec.lr_scale(role, dims)
         require(math.isfinite(std) and std >= 0, f"the deviation of role {role} is {std}")
         require(math.isfinite(scale) and scale >= 0, f"the learning-rate factor of role {role} is {scale}")
-        require(isinstance(spec.decays(role, dims), bool), f"decays({role!r}) is not a bool")
+        decay = spec.decays(role, dims)
+        require(math.isfinite(decay) and decay >= 0, f"the weight-decay factor of role {role} is {decay}")
+
+
+def chooses_distinct_experts(spec: Router, dims: Dims) -> None:
+    """A router gives every position `top_k` different experts, and each a finite weight."""
+    count, h = 2 * spec.top_k, torch.randn(2 * TIME, dims.dim)
+    experts, weights = spec.build(Site(dims, 0, "ffn"), count)(h, context(torch.zeros(2, TIME)))
+    wanted = (len(h), spec.top_k)
+    require(experts.shape == wanted, f"experts have shape {tuple(experts.shape)}, not {wanted}")
+    require(weights.shape == wanted, f"weights have shape {tuple(weights.shape)}, not {wanted}")
+    require(bool(((experts >= 0) & (experts < count)).all()), f"an expert is not one of the {count}")
+    require(bool((experts.sort(1).values.diff(dim=1) > 0).all()), "a position goes through an expert twice")
+    require(bool(torch.isfinite(weights).all()), "weights must be finite")
 
 
 def masks_more_as_time_goes_on(spec: Noise, dims: Dims) -> None:
@@ -327,6 +343,7 @@ BY_KIND: dict[type[Spec], tuple[Callable, ...]] = {
     Shape: (resolves_to_widths_that_go_together,),
     Init: (has_a_rule_for_every_role,),
     Noise: (masks_more_as_time_goes_on,),
+    Router: (chooses_distinct_experts,),
     Objective: (asks_a_well_formed_question, gives_a_row_the_same_noise_in_any_batch, can_be_trained_on),
     Sampler: (extends_the_prompt_and_counts, draws_the_same_text_from_the_same_key),
     Optim: (steps_every_parameter_once,),

@@ -12,8 +12,11 @@ from torch import Tensor
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Cache, Context, Kind, Visibility
 from lit_small_lm.errors import RequestError
+from lit_small_lm.nn.mlp import GatedMLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.residual import PreNorm
-from lit_small_lm.plugin import EVERY_KIND, FFN, Canon, Dims, Init, Mixer, Norm, NormScheme, Positions, Spec
+from lit_small_lm.plugin import EVERY_KIND, FFN, Canon, Dims, Init, Mixer, Norm, NormScheme, Positions, Router, Spec
+from lit_small_lm.roles import moving_buffers
 
 TINY = Dims(dim=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, hidden=24)
 VOCAB, TIME = 16, 12
@@ -98,9 +101,10 @@ def is_rebuilt_from_the_meta_device(backbone: BackboneSpec, dims: Dims) -> None:
 
 
 def saves_parameters_and_nothing_else(backbone: BackboneSpec, dims: Dims) -> None:
-    """The state dict holds parameters and no derived tensor."""
+    """The state dict holds parameters, what `Stepped` modules declare, and no derived tensor."""
     net = Backbone(backbone, dims, VOCAB)
-    extra = set(net.state_dict()) - {name for name, _ in net.named_parameters(remove_duplicate=False)}
+    kept = {name for name, _ in net.named_parameters(remove_duplicate=False)} | moving_buffers(net)
+    extra = set(net.state_dict()) - kept
     require(not extra, f"the state dict holds derived tensors: {', '.join(sorted(extra))}")
 
 
@@ -158,6 +162,11 @@ def close(found: Tensor, wanted: Tensor, what: str) -> None:
     require(worst <= TOLERANCE * max(largest, 1e-3), f"{what}: off by {worst:.2g} where values reach {largest:.2g}")
 
 
+def _mixture(router: Router) -> MoE:
+    """Experts for a router to choose from; twice as many as it chooses."""
+    return MoE(expert=GatedMLP(), router=router, n_experts=2 * router.top_k, expert_hidden=8)
+
+
 NETWORK = (
     learns_with_finite_gradients,
     never_sees_later_tokens,
@@ -177,4 +186,5 @@ SURROUNDINGS: dict[type[Spec], Callable[..., BackboneSpec]] = {
     Mixer: lambda spec: BackboneSpec(layer=LayerSpec(mixer=spec)),
     FFN: lambda spec: BackboneSpec(layer=LayerSpec(ffn=spec)),
     Canon: lambda spec: BackboneSpec(layer=LayerSpec(canon=spec, canon_at="ABCD")),
+    Router: lambda spec: BackboneSpec(layer=LayerSpec(ffn=_mixture(spec))),
 }

@@ -52,6 +52,7 @@ class AttentionMixer(nn.Module):
         self.head_dim, self.queries = dims.head_dim, dims.n_heads // dims.n_kv_heads
         width = (dims.n_heads + 2 * dims.n_kv_heads) * dims.head_dim
         self.qkv_proj = Linear(dims.dim, width, role="qkv", bias=spec.shift != "none", groups=dims.n_kv_heads)
+        self.qkv_proj.values = slice((self.queries + 1) * dims.head_dim, None)
         self.canon = site.tap("B", width)
         self.q_norm = _norm_of(spec, dims.n_heads, dims.head_dim)
         self.k_norm = _norm_of(spec, dims.n_kv_heads, dims.head_dim)
@@ -65,13 +66,8 @@ class AttentionMixer(nn.Module):
         if self.rotate is not None:
             q, k = self.rotate(q, k, ctx)
         if ctx.cache is not None:
-            keys = ctx.keys()
             k, v = ctx.cache.keys_values(self.address, k, v)
-            mask = ctx.trace.once(("mask", self.window), lambda: ctx.visibility.dense(keys, self.window))
-        elif ctx.visibility.doc_ids is None and self.window is None:
-            mask = None
-        else:
-            mask = ctx.trace.once(("mask", self.window), lambda: ctx.visibility.dense(window=self.window))
+        mask = ctx.mask(self.window)
         if mask is not None and k.shape[1] < q.shape[1]:  # the fused kernels take a mask or grouped heads, not both
             k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
         causal = mask is None and ctx.visibility.kind == "causal"

@@ -1,5 +1,6 @@
 """Feed-forward networks: gated (SwiGLU and kin, arXiv 2002.05202) and plain."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from lit_small_lm.context import Context
 from lit_small_lm.plugin import FFN, Linear, Site, setting
+from lit_small_lm.roles import TwoMaps
 
 ACTIVATIONS = {
     "silu": F.silu,
@@ -17,6 +19,7 @@ ACTIVATIONS = {
     "relu2": lambda h: F.relu(h).square(),
 }
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class GatedMLP(FFN):
         return GatedFFN(self, site)
 
 
-class GatedFFN(nn.Module):
+class GatedFFN(TwoMaps):
     """h (B, T, D) -> (B, T, D) through one fused projection, in groups of gate and up."""
 
     def __init__(self, spec: GatedMLP, site: Site) -> None:
@@ -51,13 +54,16 @@ class GatedFFN(nn.Module):
         self.canon_hidden = None if spans_both else site.tap("D", hidden)
         self.down_proj = Linear(hidden, site.dim, role="down", bias=bias)
 
-    def forward(self, h: Tensor, ctx: Context) -> Tensor:
-        joined = self.gate_up_proj(h)
+    def maps(self) -> tuple[Linear, Linear]:
+        return self.gate_up_proj, self.down_proj
+
+    def run(self, h: Tensor, ctx: Context, into: Map, out_of: Map) -> Tensor:
+        joined = into(h)
         joined = joined if self.canon is None else self.canon(joined, ctx)
         gate, up = joined.unflatten(-1, (-1, 2, self.width)).unbind(-2)  # (B, T, G, F/G) each
         hidden = (self.activation(gate) * up).flatten(-2)  # (B, T, F)
         hidden = hidden if self.canon_hidden is None else self.canon_hidden(hidden, ctx)
-        return F.dropout(self.down_proj(hidden), self.dropout, self.training)
+        return F.dropout(out_of(hidden), self.dropout, self.training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,7 @@ class MLP(FFN):
         return PlainFFN(self, site)
 
 
-class PlainFFN(nn.Module):
+class PlainFFN(TwoMaps):
     """h (B, T, D) -> (B, T, D); Canon D spans the hidden width."""
 
     def __init__(self, spec: MLP, site: Site) -> None:
@@ -86,6 +92,9 @@ class PlainFFN(nn.Module):
         self.canon = site.tap("D", hidden)
         self.down_proj = Linear(hidden, site.dim, role="down", bias=bias)
 
-    def forward(self, h: Tensor, ctx: Context) -> Tensor:
-        h = self.activation(self.canon(self.up_proj(h), ctx))  # (B, T, F)
-        return F.dropout(self.down_proj(h), self.dropout, self.training)
+    def maps(self) -> tuple[Linear, Linear]:
+        return self.up_proj, self.down_proj
+
+    def run(self, h: Tensor, ctx: Context, into: Map, out_of: Map) -> Tensor:
+        h = self.activation(self.canon(into(h), ctx))  # (B, T, F)
+        return F.dropout(out_of(h), self.dropout, self.training)

@@ -13,13 +13,13 @@ import torch
 from lit_small_lm.plugin import Optim, Parameter, setting
 from lit_small_lm.training.optim import JointOptimizer, groups_by_rule
 
-NOT_MATRICES = ("embedding", "positions", "head", "convolution", "norm", "bias", "other")
+NOT_MATRICES = ("embedding", "positions", "router", "head", "convolution", "norm", "bias", "other")
 """Roles that AdamW takes whatever their shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optim):
-    """Muon for projections inside the layers, AdamW for embeddings, head, convolutions, norms and biases."""
+    """Muon for projections inside the layers, AdamW for embeddings, head, routers, convolutions, norms and biases."""
 
     lr_ratio: float = setting(1.0, above=0, unit="of lr")
     """Learning rate of Muon's matrices; `original` updates want a larger one, such as 20."""

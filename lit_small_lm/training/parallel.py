@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Dims, Linear
-from lit_small_lm.roles import Roled
+from lit_small_lm.roles import Roled, moving_buffers
 from lit_small_lm.sharding import load_whole, sharded, whole
 
 SIZE = "trainer.strategy.tensor_parallel_size"
@@ -73,7 +73,7 @@ class FSDP2(ModelParallelStrategy):
         """Raise RequestError for a model whose layers cannot be shared out; costs no memory."""
         with torch.device("meta"):
             net = Backbone(backbone, dims, vocab_size=1)
-        for name, _ in net.named_buffers():
+        for name in {name for name, _ in net.named_buffers()} - moving_buffers(net):
             raise RequestError(f"trainer.strategy: FSDP2 with the buffer {name}; allowed: parameters, computed tables")
         if self.tensor_parallel_size == 1:
             return

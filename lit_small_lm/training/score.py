@@ -29,6 +29,15 @@ def weighted_sum(nll: Tensor, query: Query) -> Tensor:
     return nll.sum() if query.weights is None else (nll * query.weights).sum()
 
 
+def counted_share(query: Query) -> Tensor | float:
+    """What auxiliary losses of a batch are multiplied with: data tokens over positions, 1 where all are tokens.
+
+    `StepSums.gradient_scale` multiplies with positions over tokens of the whole step: each batch's auxiliary loss then
+    counts as its tokens do, and their weights sum to one.
+    """
+    return 1.0 if query.count is None else query.count.sum() / query.tokens.numel()
+
+
 class DocumentNLL(Metric):
     """Negative log-likelihood of a split by document, summed over processes.
 
@@ -117,6 +126,8 @@ class StepSums:
         """Weighted sums of the loss terms beside the nats, by name."""
         self.scalars: dict[str, Tensor] = {}
         """Sums over batches of the scalars that the network recorded, by name; the mean over layers of each."""
+        self.tallies: dict[Hashable, Tensor] = {}
+        """Sums over batches of what `Stepped` modules tallied, by address."""
 
     def add(self, nats: Tensor, query: Query, tokens: int) -> None:
         """Add one batch: its weighted nats, what they count for, and how many training tokens the batch has."""
@@ -135,6 +146,8 @@ class StepSums:
             self.terms[name] = self.terms.get(name, 0.0) + value.detach().double()
         for name, value in mean_over_layers({**trace.losses, **trace.metrics}).items():
             self.scalars[name] = self.scalars.get(name, 0.0) + value
+        for address, tally in trace.tallies.items():
+            self.tallies[address] = self.tallies.get(address, 0) + tally
 
     def gradient_scale(self, reduce: Callable[..., Tensor]) -> Tensor:
         """What turns the gradient of the mean over positions into that of the mean over tokens, over all processes."""

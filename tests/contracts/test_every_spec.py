@@ -1,5 +1,6 @@
 """Every known Spec, and some of their less usual settings, keeps the contracts of its kind."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from lit_small_lm.discovery import discover
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.init import NormalInit, ScaledInit
+from lit_small_lm.nn.mla import MLA
 from lit_small_lm.nn.mlp import MLP, GatedMLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.parallel_norm import ParallelNorm
 from lit_small_lm.nn.peri_norm import PeriNorm
 from lit_small_lm.nn.positions import Learned, NoPositions, Rotary
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
 from lit_small_lm.nn.rotary_scaling import LinearScaling, Llama3Scaling
+from lit_small_lm.nn.routers import SigmoidRouter, SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Dims, Source, kinds, known
 from lit_small_lm.samplers.autoregressive import Autoregressive
@@ -27,6 +31,15 @@ from lit_small_lm.testing import check
 from lit_small_lm.training.muon import Muon
 from lit_small_lm.training.optim import AdamW
 
+
+def has_defaults(cls):
+    """Whether every field has one; others are tried by hand below."""
+    return all(
+        field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        for field in dataclasses.fields(cls)
+    )
+
+
 discover()
 HERE = Path(lit_small_lm.__file__).parent
 SHIPPED = [
@@ -34,6 +47,7 @@ SHIPPED = [
     for kind in (*kinds().values(), BackboneSpec, LayerSpec)
     for cls in known(kind).values()
     if cls.__module__.startswith("lit_small_lm.")
+    and has_defaults(cls)
     and not issubclass(cls, (Source, Pretrained, Ids))  # they need files, or take no text
 ]
 
@@ -61,6 +75,8 @@ def test_default_source():
         Attention(shift="bias", dropout=0.2, attention_dropout=0.3),
         Attention(shift="qkv", qk_norm=RMSNorm(gain="1+w"), scale=0.3),
         Attention(qk_norm=RMSNorm(), qk_norm_over="width", window=4),
+        MLA(q_rank=6, kv_rank=5, nope_dim=3, rope_dim=4, value_dim=7, scale=0.3, norm=LayerNorm()),
+        LayerSpec(mixer=MLA(q_rank=6, kv_rank=5), canon_at="ABCD", positions=NoPositions()),
         ShortConv(kernel=5, dropout=0.2),
         ShortConv(kernel=1),
         CausalCanon(kernel=1),
@@ -70,6 +86,14 @@ def test_default_source():
         GatedMLP(activation="gelu_tanh", dropout=0.2),
         GatedMLP(activation="relu"),
         GatedMLP(shift="bias", canon_span="hidden"),
+        SoftmaxRouter(top_k=1, balance_loss=0.0, z_loss=0.0),
+        SoftmaxRouter(top_k=3, normalise="chosen"),
+        SigmoidRouter(top_k=2, n_groups=2, top_groups=1, scale=2.5, normalise="none"),
+        SigmoidRouter(top_k=2, bias_rate=0.0, balance_loss=0.0),
+        MoE(expert=GatedMLP(), router=SoftmaxRouter()),
+        MoE(expert=GatedMLP(shift="bias"), router=SigmoidRouter(top_k=2), n_experts=3, expert_hidden=5),
+        MoE(expert=MLP(dropout=0.2), router=SoftmaxRouter(), shared_hidden=6, shared_gate="sigmoid"),
+        LayerSpec(ffn=MoE(expert=GatedMLP(), router=SigmoidRouter(top_k=3), n_experts=4), canon_at="ABC"),
         LayerNorm(shift="none"),
         RMSNorm(gain="1+w"),
         Learned(length=7),
