@@ -88,13 +88,13 @@ class Visibility:
 class Cache:
     """Decoding memory: keys, values and the last inputs of every convolution, written in place.
 
-    Buffers are allocated once, at the first write, for `capacity` positions.
+    Buffers are allocated once, at the first write, for `capacity` positions; without one they grow as they have to.
 
     Raises:
         RequestError: more positions are written than `capacity`.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
         self.length = 0
         """Positions held by every buffer; `advance` moves it once per forward pass."""
@@ -122,14 +122,20 @@ class Cache:
         """Count the positions that the finished forward pass has written."""
         self.length += count
 
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (B,), indices into the batch, in their order: what a beam search goes on with."""
+        self._buffers = {address: buffer[rows] for address, buffer in self._buffers.items()}
+
     def _append(self, address: Hashable, value: Tensor, dim: int) -> Tensor:
         end = self.length + value.shape[dim]
-        if end > self.capacity:
+        if self.capacity is not None and end > self.capacity:
             raise RequestError(f"cache: {end} positions asked for; it was made for {self.capacity}")
         buffer = self._buffers.get(address)
-        if buffer is None:
-            shape = [*value.shape[:dim], self.capacity, *value.shape[dim + 1 :]]
-            buffer = self._buffers[address] = value.new_zeros(shape)
+        if buffer is None or buffer.shape[dim] < end:
+            longer = value.new_zeros([*value.shape[:dim], self.capacity or 2 * end, *value.shape[dim + 1 :]])
+            if buffer is not None:
+                longer.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
+            buffer = self._buffers[address] = longer
         buffer.narrow(dim, self.length, value.shape[dim]).copy_(value)
         return buffer.narrow(dim, 0, end)
 

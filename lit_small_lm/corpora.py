@@ -34,6 +34,10 @@ class Encoder(abc.ABC):
     def record(self) -> dict[str, object]:
         """Plain data that `Tokenizer.restore` turns back into this encoder."""
 
+    def tokenizer_json(self) -> str | None:
+        """A tokenizer.json that gives every text the same ids, to be exported; None: there is none."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer(Spec):

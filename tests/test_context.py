@@ -116,6 +116,27 @@ def test_buffers_are_made_once():
     assert first.data_ptr() == second.data_ptr()
 
 
+def test_a_cache_without_a_capacity_grows():
+    fixed, growing, pieces = Cache(20), Cache(), torch.randn(5, 2, 1, 4, 3).unbind()
+    for piece in pieces:
+        wanted, found = (cache.keys_values(0, piece, -piece) for cache in (fixed, growing))
+        assert all(map(torch.equal, found, wanted))
+        places = [cache.places(Place(torch.full((2, 4), cache.length), None)) for cache in (fixed, growing)]
+        assert torch.equal(*(place.position for place in places))
+        for cache in (fixed, growing):
+            cache.advance(4)
+
+
+def test_rows_are_selected_in_every_buffer():
+    cache, k, h = Cache(4), torch.randn(2, 1, 2, 3), torch.randn(2, 2, 3)
+    cache.keys_values(0, k, k)
+    cache.left("here", h, 1)
+    cache.advance(2)
+    cache.select(torch.tensor([1, 1]))
+    assert torch.equal(cache.keys_values(0, k, k)[0][:, :, :2], k[[1, 1]])
+    assert torch.equal(cache.left("here", h, 1)[:, :1], h[[1, 1], -1:])
+
+
 def test_a_full_cache_refuses():
     cache, piece = Cache(2), torch.randn(1, 1, 3, 2)
     with pytest.raises(RequestError, match="3 positions asked for; it was made for 2"):

@@ -70,6 +70,24 @@ class ByteEncoder(Encoder):
     def record(self) -> dict[str, object]:
         return {"type": "bytes"}
 
+    def tokenizer_json(self) -> str:
+        """A byte-level BPE without merges."""
+        from tokenizers import Tokenizer as Library
+        from tokenizers import decoders, models, pre_tokenizers
+
+        alphabet = sorted(
+            pre_tokenizers.ByteLevel.alphabet()
+        )  # printable bytes stand for themselves, others come after
+        own = {ord(letter) for letter in alphabet if ord(letter) < 256}
+        others = [byte for byte in range(256) if byte not in own]
+        letters = {**{chr(byte): byte for byte in own}, **dict(zip(alphabet[len(own) :], others, strict=True))}
+        vocabulary = {letter: byte + len(SPECIALS) for letter, byte in letters.items()}
+        library = Library(models.BPE({**{name: i for i, name in enumerate(SPECIALS)}, **vocabulary}, []))
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.decoder = decoders.ByteLevel()
+        library.add_special_tokens(list(SPECIALS))
+        return library.to_str()
+
 
 @dataclass(frozen=True, kw_only=True)
 class BPE(Tokenizer):
@@ -161,6 +179,9 @@ class BPEEncoder(Encoder):
         for index, token in added.items():
             lengths[index] = 0 if token.special else len(token.content.encode())
         return lengths
+
+    def tokenizer_json(self) -> str:
+        return self._json
 
     def record(self) -> dict[str, object]:
         named = {} if self._names == SPECIALS else {"specials": list(self._names)}

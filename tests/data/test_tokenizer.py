@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,19 @@ def test_special_tokens_written_in_a_text_are_ordinary_text(name):
     ids = encoder.encode(["".join(SPECIALS)])[0]
     assert not set(ids) & {encoder.specials.end, encoder.specials.pad, encoder.specials.mask}
     assert encoder.decode(ids) == "".join(SPECIALS)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@given(text=st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_the_tokenizer_json_gives_the_same_ids(name, text):
+    text = text.encode(errors="replace").decode()
+    encoder = ENCODERS[name]
+    exported = BPEEncoder(encoder.tokenizer_json())
+    assert exported.encode([text]) == encoder.encode([text])
+    assert exported.decode(encoder.encode([text])[0]) == text
+    assert exported.specials == encoder.specials
+    assert torch.equal(exported.byte_lengths(), encoder.byte_lengths())
 
 
 @pytest.mark.parametrize("spec", [Bytes(), BPE(vocab_size=300)], ids=str)
