@@ -114,8 +114,8 @@ class BudgetShape(Shape):
     def _out_of_reach(self, end: str, dims: Dims, found: int) -> RequestError:
         allowed = "at least" if end == "smallest" else "at most"
         return RequestError(
-            f"shape.params: {self.params:,} ({self.count}); the {end} network of {self.n_layers} layers, with a width "
-            f"of {dims.dim}, has {found:,}; allowed: {allowed} that, or another n_layers or head_dim"
+            f"shape.params: {self.params:,} ({self.count}); the {end} network, {self.n_layers} deep and {dims.dim} "
+            f"wide, has {found:,}; allowed: {allowed} that, or another n_layers or head_dim"
         )
 
 

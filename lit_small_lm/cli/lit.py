@@ -269,6 +269,7 @@ class LitCLI(LightningCLI):
         asked = self.config[self.subcommand].data.cache_dir
         given = "data.cache_dir" if asked else "LIT_SMALL_LM_CACHE, the data cache"
         run_options.refuse_file(given, self.datamodule.cache)
+        self.model.refuse_length(self.datamodule.seq_len)
         self.model.optim, self.model.compile_mode = config.optim, config.compile
         self.model.activation_checkpointing = config.activation_checkpointing
         self.model.seed = self.datamodule.seed = config.seed_everything

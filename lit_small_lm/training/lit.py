@@ -14,13 +14,15 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit, size_of
+from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit
 from lit_small_lm.checkpoint import make_record, read, record_of, recorded_dims, weights_of
 from lit_small_lm.context import Context
 from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import fold, seed_all
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.outputs import check_outputs
+from lit_small_lm.planning.counts import size
+from lit_small_lm.planning.outline import Outline
 from lit_small_lm.plugin import Batch, Dims, Encoder, Objective, Optim, Query, Shape, Source, Split
 from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
@@ -29,7 +31,8 @@ from lit_small_lm.spec import check_settings
 from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
 from lit_small_lm.training.optim import AdamW
 from lit_small_lm.training.parallel import FSDP2
-from lit_small_lm.training.score import METRICS, DocumentNLL, StepSums, weighted_sum
+from lit_small_lm.training.score import METRICS, DocumentNLL, StepSums, counted_share, weighted_sum
+from lit_small_lm.training.stepped import move
 
 
 class LanguageModule(LightningModule, abc.ABC):
@@ -85,6 +88,12 @@ class LanguageModule(LightningModule, abc.ABC):
         prefixes = ["val", *(f"val/{part.name}" for part in source.components() if part.name)]
         return [f"{prefix}/{name}" for prefix in prefixes for name in METRICS]
 
+    def refuse_length(self, seq_len: int) -> None:
+        """Raise RequestError for rows that are longer than the family has positions."""
+        limit = self.backbone.positions.limit()
+        if limit is not None and seq_len > limit:
+            raise RequestError(f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions")
+
     # ------------------------------------------------------------------------------------------------------ building
     @property
     def encoder(self) -> Encoder:
@@ -95,9 +104,7 @@ class LanguageModule(LightningModule, abc.ABC):
         """Build the network once the tokenizer is known."""
         if self.net is not None:
             return
-        limit, seq_len = self.backbone.positions.limit(), self.trainer.datamodule.seq_len
-        if limit is not None and seq_len > limit:
-            raise RequestError(f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions")
+        self.refuse_length(self.trainer.datamodule.seq_len)
         vocab_size = self.encoder.specials.vocab_size
         self.dims = recorded_dims(self.origin, self.shape) or self._resolved(vocab_size)
         self.net = self._build(vocab_size)
@@ -111,7 +118,7 @@ class LanguageModule(LightningModule, abc.ABC):
             self.net.compile(mode=None if self.compile_mode == "default" else self.compile_mode)
 
     def _resolved(self, vocab_size: int) -> Dims:
-        return self.shape.resolve(lambda dims: size_of(self.backbone, dims, vocab_size))
+        return self.shape.resolve(lambda dims: size(Outline(self.backbone, dims, vocab_size)))
 
     def _build(self, vocab_size: int) -> Backbone:
         """The network, each process's share of it where it is sharded; its weights are not those of this seed yet."""
@@ -166,8 +173,13 @@ class LanguageModule(LightningModule, abc.ABC):
         terms = {str(name): weighted_sum(term, query) for name, term in ctx.trace.token_losses.items()}
         self.sums.add(nats, query, batch.tokens[:, 1:].numel())
         self.sums.note(terms, ctx.trace)
-        auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(()))
+        auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(())) * counted_share(query)
         return sum(terms.values(), start=nats) / query.tokens.numel() + auxiliary
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, and after it what moves once per step outside the gradient."""
+        super().optimizer_step(*args, **kwargs)
+        move(self.net, self.sums.tallies, self.trainer.strategy.reduce)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Where rows stand for different numbers of tokens, make the gradient that of the mean over all of them."""

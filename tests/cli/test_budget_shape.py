@@ -97,7 +97,7 @@ def test_scoring_and_writing_solve_nothing(run, capsys, twice_as_large):
 @pytest.mark.parametrize(
     ("params", "says"),
     [
-        ("300", "shape.params: 300 (total); the smallest network of 2 layers, with a width of 4, has "),
+        ("300", "shape.params: 300 (total); the smallest network, 2 deep and 4 wide, has "),
         ("0", "model.shape.params: 0; allowed: a whole number, at least 1"),
     ],
 )
