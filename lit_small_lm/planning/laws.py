@@ -92,8 +92,8 @@ class AdditiveFit:
     counts: Counts = "total"
 
     def loss(self, n: float, d: float, unique: float | None = None) -> float:
-        """Predicted nats per token of n parameters after d tokens, of which `unique` are different ones."""
-        if unique is not None and self.repetition is not None and d > unique:
+        """Predicted nats per token of n parameters after d tokens; they repeat once all `unique` ones are seen."""
+        if unique is not None and self.repetition is not None and d >= unique:
             fed = min(n, self.parameters_for(unique))
             n = self.repetition.worth(fed, n, self.repetition.parameters)
             d = self.repetition.worth(unique, d, self.repetition.tokens)
@@ -229,7 +229,7 @@ KAPLAN = KaplanFit(
 FITS = (HOFFMANN, BESIROGLU, MUENNIGHOFF)
 """The fits that bands are made of."""
 REFUSED = {
-    "hoffmann_rounded": "the constants printed in arXiv 2203.15556, rounded to two digits, call for 92.7 tokens a "
+    "hoffmann_rounded": "the constants printed in arXiv 2203.15556, rounded to two digits, call for 92.6 tokens a "
     "parameter at 5.76e23 FLOPs, the same ones of its TeX source for 58.9; use hoffmann"
 }
 """Fits that are known and never used, with the reason."""
