@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lit_small_lm.context import Context, Kind
-from lit_small_lm.errors import RequestError, not_known, shown, warn_or_refuse
+from lit_small_lm.concerns import report_concerns
+from lit_small_lm.context import Branch, Context, Kind
+from lit_small_lm.errors import RequestError, not_known, shown
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.head import capped, token_nll, token_nll_and_z
@@ -39,7 +40,7 @@ from lit_small_lm.plugin import (
     Spec,
     setting,
 )
-from lit_small_lm.roles import parameter_role
+from lit_small_lm.roles import Stepped, parameter_role
 from lit_small_lm.sharding import drawn_whole
 
 
@@ -125,11 +126,8 @@ class BackboneSpec(Spec):
                     raise RequestError(f"{name} does not go with a {kind} objective; it honours: {honoured}")
 
     def report_concerns(self) -> None:
-        """Warn of what the norm scheme does not go well with; a concern of level "error" is a RequestError."""
-        for concern in self.norm.conflicts:
-            if concern.about == type(self.init).__name__:
-                text = f"backbone.norm {type(self.norm).__name__} with backbone.init {concern.about}: {concern.why}"
-                warn_or_refuse(text, concern.level)
+        """Warn of what norm scheme and init do not go well with; a concern of level "error" is a RequestError."""
+        report_concerns(self, "backbone", "norm", "init")
 
 
 class Layer(nn.Module):
@@ -146,7 +144,7 @@ class Layer(nn.Module):
         for branch, place in ((self.mixer, "mixer"), (self.ffn, "ffn")):
             for module in branch.modules():
                 if isinstance(module, Linear):
-                    module.factor = scheme.branch_init(site.at(place), module.role)
+                    module.place_in(site.layer, lambda role, there=site.at(place): scheme.branch_init(there, role))
         self.activation_checkpointing: Literal["off", "layers"] = "off"
         """"layers": the backward pass runs the layer again instead of keeping what it computed."""
 
@@ -159,8 +157,8 @@ class Layer(nn.Module):
 
     def run(self, carry, ctx: Context):
         """The mixer's path and the FFN's."""
-        carry = self.mixer_path(carry, lambda h: self.mixer(self.canon_a(h, ctx), ctx))
-        return self.ffn_path(carry, lambda h: self.ffn(self.canon_c(h, ctx), ctx))
+        carry = self.mixer_path(carry, Branch(lambda h: self.mixer(self.canon_a(h, ctx), ctx), ctx))
+        return self.ffn_path(carry, Branch(lambda h: self.ffn(self.canon_c(h, ctx), ctx), ctx))
 
 
 class Backbone(nn.Module):
@@ -228,17 +226,16 @@ class Backbone(nn.Module):
             if next(module.parameters(recurse=False), None) is not None:
                 with drawn_whole(module):
                     self._draw(module)
+            if isinstance(module, Stepped):
+                module.reset_moving()
 
     def _draw(self, module: nn.Module) -> None:
         if not isinstance(module, (Linear, Embedding)):
             _reset(module)
             return
-        std = self.spec.init.std(module.role, self.dims) * module.factor
-        if module.weight.is_meta:  # there is no storage to draw into, and finding that out takes torch a second
-            return
-        nn.init.normal_(module.weight, std=std)
-        if isinstance(module, Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        std = self.spec.init.std_at(module.role, self.dims, module.weight.shape[-1], module.layer)
+        if not module.weight.is_meta:  # there is no storage to draw into, and finding that out takes torch a second
+            module.draw(std)
 
     def named_roles(self) -> Iterator[Parameter]:
         """Every parameter with its role and what Init says of it."""
@@ -255,26 +252,30 @@ class Backbone(nn.Module):
 
 def check_fit(spec: BackboneSpec, dims: Dims) -> Backbone:
     """A network of this family and shape with a vocabulary of one, without storage: what does not fit is found here,
-    before anything is built. Warns of kinds of layers that a network of this depth does not reach.
+    before anything is built. Warns as `warn_of_depth` does.
 
     Raises:
         RequestError: parts that do not go together, or not with these widths, naming both.
     """
     with torch.device("meta"):
         net = Backbone(spec, dims, vocab_size=1)
-    named, reached = (*spec.first, *spec.pattern), spec.first + spec.pattern * dims.n_layers
-    for name in dict.fromkeys(named):
-        if name not in reached[: dims.n_layers]:
-            place = f"layer {named.index(name) + 1} is the first of kind {name!r}"
-            warnings.warn(
-                f"backbone.pattern: {place}; shape.n_layers: {dims.n_layers}, so the network has none of them",
-                stacklevel=3,
-            )
+    warn_of_depth(spec, dims.n_layers)
     return net
 
 
+def warn_of_depth(spec: BackboneSpec, depth: int) -> None:
+    """Warn of kinds of layers that a network of this depth ends before: it is then another family than it is named."""
+    named, reached = spec.first + spec.pattern, [*spec.first, *spec.pattern * depth][:depth]
+    for name in dict.fromkeys(named):
+        if name not in reached:
+            place = named.index(name) + 1
+            text = f"backbone.pattern: layer {place} is the first of kind {name!r}; shape.n_layers: {depth}"
+            warnings.warn(f"{text}, so there are none of them", stacklevel=4)
+
+
 def size_of(spec: BackboneSpec, dims: Dims, vocab_size: int) -> Size:
-    """How many parameters a network has, counted on one without storage."""
+    """How many parameters a network has, counted on one without storage; `planning.counts.size` is quicker where it is
+    deep."""
     with torch.device("meta"):
         net = Backbone(spec, dims, vocab_size)
     counts = Counter()

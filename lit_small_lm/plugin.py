@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_small_lm.batch import Batch, Query, Specials
-from lit_small_lm.context import Context, Kind
+from lit_small_lm.concerns import Concern
+from lit_small_lm.context import Branch, Context, Kind  # noqa: F401
 from lit_small_lm.corpora import (  # noqa: F401
     Component,
     Document,
@@ -26,12 +27,11 @@ from lit_small_lm.corpora import (  # noqa: F401
     SourcePart,
     Tokenizer,
 )
+from lit_small_lm.errors import RequestError
 from lit_small_lm.roles import Embedding, Linear  # noqa: F401  (offered here to authors of plug-ins)
 from lit_small_lm.spec import PLUGIN_API, Spec, find, kinds, known, setting  # noqa: F401
 
 EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional")
-Branch = Callable[[Tensor], Tensor]
-"""One branch of a layer: the normed input h (B, T, D) -> its output (B, T, D)."""
 Split = Literal["train", "validation", "test"]
 
 
@@ -143,16 +143,6 @@ class _Untapped(nn.Module):
         return h
 
 
-@dataclass(frozen=True)
-class Concern:
-    """Something a part does not go well with, and why."""
-
-    about: str
-    """The Spec class it concerns, or "warmup" for a schedule without warm-up."""
-    why: str
-    level: Literal["warning", "error"] = "warning"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Norm(Spec):
     """A normalisation operator."""
@@ -161,13 +151,17 @@ class Norm(Spec):
     def build(self, dim: int) -> nn.Module:
         """module(h) -> h of the same shape, over the last dimension of size `dim`."""
 
+    def starting_at(self, gain: float) -> "Norm":
+        """The same operator with a learned gain that starts at `gain`. Raises RequestError: it has none."""
+        raise RequestError(f"{type(self).__name__} has no gain that could start at {gain:.3g}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormScheme(Spec):
     """How a branch joins the residual stream; owns the stream from the embedding to the final norm."""
 
     requires: ClassVar[tuple[Concern, ...]] = ()
-    """What must be there: Concern("warmup", why)."""
+    """What must be there: Concern("warmup", why), or the class of a Spec."""
     conflicts: ClassVar[tuple[Concern, ...]] = ()
     """What should not be there: Concern("ScaledInit", why)."""
 
@@ -177,15 +171,25 @@ class NormScheme(Spec):
 
     @abc.abstractmethod
     def build(self, site: Site) -> nn.Module:
-        """module(carry, branch) -> carry, for the branch at `site` (`site.place` is "mixer" or "ffn")."""
+        """module(carry, branch) -> carry, for the branch at `site` (`site.place` is "mixer" or "ffn").
+
+        `branch` is a `Branch`: branch(h) -> h; `branch.ctx` is the context of this forward pass.
+        """
 
     @abc.abstractmethod
     def close(self, dim: int) -> nn.Module:
         """module(carry) -> x, the input of the output head, final norm included."""
 
     def branch_init(self, site: Site, role: str) -> float:
-        """A factor on the initial standard deviation of the branch's weights of this role ("out", "down", "qkv")."""
+        """A factor on the initial standard deviation of the branch's weights of this role ("out", "down", "qkv").
+
+        Role "v" is asked for beside "qkv", for the values alone; both factors apply to them.
+        """
         return 1.0
+
+    def ramp(self, n_layers: int) -> int:
+        """Optimizer steps after which the network no longer depends on `ctx.step`; 0: it never does."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,12 +222,22 @@ class RotaryScaling(Spec):
 class Init(Spec):
     """Initial values and optimizer hints by role; parts without a role (norms, Canon) keep their own."""
 
+    requires: ClassVar[tuple[Concern, ...]] = ()
+    """What must be there, as with a norm scheme."""
+    conflicts: ClassVar[tuple[Concern, ...]] = ()
+    """What should not be there."""
+
     @abc.abstractmethod
     def std(self, role: str, dims: Dims) -> float:
         """Standard deviation of the normal distribution that weights of this role start from."""
 
-    def decays(self, role: str, dims: Dims) -> bool:
-        """Whether weight decay applies; norms, biases and embeddings are exempt."""
+    def std_at(self, role: str, dims: Dims, fan_in: int, layer: int | None) -> float:
+        """The same for one weight, where more than its role decides: the inputs of each of its outputs, and its layer
+        (from 0; None outside the layers)."""
+        return self.std(role, dims)
+
+    def decays(self, role: str, dims: Dims) -> float:
+        """A factor on weight decay, 1 or True for all of it; norms, biases and embeddings are exempt (0)."""
         return role not in ("embedding", "positions", "norm", "bias")
 
     def lr_scale(self, role: str, dims: Dims) -> float:
@@ -348,7 +362,8 @@ class Parameter(NamedTuple):
     name: str
     tensor: nn.Parameter
     role: str
-    decay: bool
+    decay: float
+    """A factor on weight decay; 0: none."""
     lr_scale: float
 
 

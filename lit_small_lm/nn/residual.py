@@ -3,14 +3,13 @@
 Pre-LN (arXiv 2002.04745), Post-LN (arXiv 1706.03762) and LayerNorm Scaling (arXiv 2502.05795).
 """
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from lit_small_lm.nn.norms import RMSNorm
-from lit_small_lm.plugin import Branch, Concern, Norm, NormScheme, Site
+from lit_small_lm.plugin import Branch, Concern, Norm, NormScheme, Site, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +34,31 @@ class LayerNormScaling(NormScheme):
     """
 
     conflicts: ClassVar[tuple[Concern, ...]] = (
-        Concern("ScaledInit", "LayerNorm Scaling with scaled init was worse than either alone (arXiv 2502.05795)"),
+        Concern("ScaledInit", "the two together were worse than LayerNorm Scaling alone (arXiv 2502.05795)"),
+        Concern("DepthScaledInit", "its authors ask for an init that does not depend on depth (arXiv 2502.05795)"),
+        Concern("CompletePInit", "both rescale branches by depth; no source has tried the two together"),
     )
     norm: Norm = RMSNorm()
     """The operator, also of the final norm."""
+    factor_on: Literal["norm", "gain", "branch"] = "norm"
+    """What the factor multiplies: the norm's output, as a constant; the norm's learned gain, which starts at it and is
+    then free (what later papers compare with); or the branch's output, as a constant (image models)."""
+    index: Literal["layer", "branch"] = "layer"
+    """What is counted: layers, or branches, two to a layer."""
+    power: float = setting(0.5, low=0)
+    """The factor is 1 / number^power."""
 
     def build(self, site: Site) -> nn.Module:
-        return PrePath(self.norm.build(site.dim), factor=1 / math.sqrt(site.layer + 1))
+        factor = self.factor(site)
+        if self.factor_on == "gain":
+            return PrePath(self.norm.starting_at(factor).build(site.dim))
+        norm = self.norm.build(site.dim)
+        return PrePath(norm, factor) if self.factor_on == "norm" else DampedPath(norm, factor)
+
+    def factor(self, site: Site) -> float:
+        """The constant of the branch at `site`."""
+        number = site.layer + 1 if self.index == "layer" else 2 * site.layer + 1 + (site.place == "ffn")
+        return 1 / number**self.power
 
     def close(self, dim: int) -> nn.Module:
         return self.norm.build(dim)
@@ -57,6 +74,17 @@ class PrePath(nn.Module):
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         h = self.norm(x)
         return x + branch(h if self.factor == 1.0 else h * self.factor)
+
+
+class DampedPath(nn.Module):
+    """x + factor * branch(norm(x)); the factor is a constant of the layer, never a tensor."""
+
+    def __init__(self, norm: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.norm, self.factor = norm, factor
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        return x + self.factor * branch(self.norm(x))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,9 +57,9 @@ class JointOptimizer(torch.optim.Optimizer):
 
 def groups_by_rule(parameters: Sequence[Parameter], lr: float, weight_decay: float) -> list[dict[str, object]]:
     """One group for each (decay, lr_scale) among the parameters, in order of first appearance."""
-    groups: dict[tuple[bool, float], dict[str, object]] = {}
+    groups: dict[tuple[float, float], dict[str, object]] = {}
     for name, tensor, _, decay, scale in parameters:
-        settings = {"weight_decay": weight_decay if decay else 0.0, "lr": lr * scale, "lr_scale": scale}
+        settings = {"weight_decay": weight_decay * decay, "lr": lr * scale, "lr_scale": scale}
         group = groups.setdefault((decay, scale), {"params": [], **settings})
         group["params"].append((name, tensor))
     return list(groups.values())

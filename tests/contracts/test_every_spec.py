@@ -11,15 +11,21 @@ from lit_small_lm.data.sources import TextFiles
 from lit_small_lm.data.tokenizer import BPE, Ids, Pretrained
 from lit_small_lm.discovery import discover
 from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.attention_residuals import AttentionResiduals
 from lit_small_lm.nn.canon import CausalCanon
-from lit_small_lm.nn.init import NormalInit, ScaledInit
+from lit_small_lm.nn.completep import CompletePInit, CompletePNorm
+from lit_small_lm.nn.deep_norm import DeepNorm
+from lit_small_lm.nn.init import FanInInit, NormalInit, ScaledInit
+from lit_small_lm.nn.mix_norm import MixNorm
 from lit_small_lm.nn.mla import MLA
 from lit_small_lm.nn.mlp import MLP, GatedMLP
 from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.parallel_norm import ParallelNorm
 from lit_small_lm.nn.peri_norm import PeriNorm
+from lit_small_lm.nn.pointwise_norms import Derf, DyT
 from lit_small_lm.nn.positions import Learned, NoPositions, Rotary
+from lit_small_lm.nn.prores import ProRes
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
 from lit_small_lm.nn.rotary_scaling import LinearScaling, Llama3Scaling
 from lit_small_lm.nn.routers import SigmoidRouter, SoftmaxRouter
@@ -95,13 +101,22 @@ def test_default_source():
         MoE(expert=MLP(dropout=0.2), router=SoftmaxRouter(), shared_hidden=6, shared_gate="sigmoid"),
         LayerSpec(ffn=MoE(expert=GatedMLP(), router=SigmoidRouter(top_k=3), n_experts=4), canon_at="ABC"),
         LayerNorm(shift="none"),
-        RMSNorm(gain="1+w"),
+        RMSNorm(gain="1+w", start=0.5),
+        RMSNorm(gain="none"),
+        LayerNorm(gain="none"),
         Learned(length=7),
         Rotary(share=0.5, base=100.0),
         Rotary(scaling=Llama3Scaling(original_length=8)),
         Rotary(scaling=LinearScaling()),
         ScaledInit(std_dev=0.1),
+        FanInInit(gain=0.5),
+        CompletePInit(base_dim=4, base_layers=1, alpha=0.5),
         LayerNormScaling(norm=LayerNorm()),
+        LayerNormScaling(factor_on="gain", index="branch", power=1.0),
+        LayerNormScaling(factor_on="branch"),
+        ProRes(scheme=PostNorm()),
+        MixNorm(share=0.5, norm=DyT()),
+        AttentionResiduals(branches_a_source=3),
         PostNorm(norm=LayerNorm(shift="none")),
         PostNorm(embedding_norm=LayerNorm()),
         ParallelNorm(),
@@ -109,6 +124,8 @@ def test_default_source():
         LayerSpec(canon_at="BD", mixer=ShortConv(), ffn=MLP(shift="bias")),
         LayerSpec(canon_at="AC", mixer=Attention(window=2), canon=CausalCanon(kernel=2)),
         BackboneSpec(head="untied", init=ScaledInit(), norm=PostNorm()),
+        BackboneSpec(head="untied", init=CompletePInit(), norm=CompletePNorm(norm=Derf())),
+        BackboneSpec(norm=DeepNorm(norm=LayerNorm()), layer=LayerSpec(canon_at="ABCD")),
         BackboneSpec(z_loss=0.01, embedding_dropout=0.2, norm=PeriNorm(embedding_norm=LayerNorm())),
         BackboneSpec(
             norm=LayerNormScaling(),

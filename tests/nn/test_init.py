@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.context import Context, Visibility
 from lit_small_lm.nn.attention import Attention
-from lit_small_lm.nn.init import NormalInit, ScaledInit
+from lit_small_lm.nn.init import DepthScaledInit, FanInInit, NormalInit, ScaledInit, ZeroOutInit
 from lit_small_lm.nn.mlp import MLP
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.plugin import NormScheme
@@ -71,3 +72,38 @@ def test_decay_spares_norms_biases_and_embeddings():
         "head",
         "other",
     ]
+
+
+def test_depth_scaled_init_shrinks_outputs_by_the_layers_own_number():
+    torch.manual_seed(0)
+    net = Backbone(BackboneSpec(init=DepthScaledInit(std_dev=0.1), head="untied"), DIMS, 500)
+    for number, layer in enumerate(net.layers, start=1):
+        for output in (layer.mixer.o_proj, layer.ffn.down_proj):
+            assert output.weight.std().item() == pytest.approx(0.1 / math.sqrt(2 * number), rel=0.03)
+        for other in (layer.mixer.qkv_proj, layer.ffn.gate_up_proj):
+            assert other.weight.std().item() == pytest.approx(0.1, rel=0.03)
+    for outside in (net.embed, net.head):
+        assert outside.weight.std().item() == pytest.approx(0.1, rel=0.03)
+
+
+def test_fan_in_init_goes_by_the_inputs_of_each_weight():
+    dims = FixedShape(dim=128, n_layers=2, n_heads=4, head_dim=16, hidden=256).resolve()
+    torch.manual_seed(0)
+    net = Backbone(BackboneSpec(init=FanInInit(gain=2.0, std_dev=0.3), head="untied"), dims, 500)
+    mixer, ffn = net.layers[1].mixer, net.layers[1].ffn
+    wanted = {mixer.qkv_proj: 128, mixer.o_proj: 64, ffn.gate_up_proj: 128, ffn.down_proj: 256}
+    for linear, fan_in in wanted.items():
+        assert linear.weight.std().item() == pytest.approx(2 / math.sqrt(fan_in), rel=0.05)
+        assert FanInInit(gain=2.0).std(linear.role, dims) == pytest.approx(2 / math.sqrt(fan_in))
+    assert net.embed.weight.std().item() == pytest.approx(0.3, rel=0.05)
+    h = torch.randn(64, 128)
+    assert (ffn.gate_up_proj(h).std() / 2).item() == pytest.approx(1, rel=0.05)
+
+
+def test_zero_out_init_starts_with_silent_branches():
+    torch.manual_seed(0)
+    net = Backbone(BackboneSpec(init=ZeroOutInit()), DIMS, 50)
+    tokens = torch.randint(50, (2, 7))
+    out = net(tokens, Context(Visibility.rows(tokens)))
+    assert torch.equal(out, net.close(net.embed(tokens)) @ net.embed.weight.T)
+    assert net.layers[0].mixer.qkv_proj.weight.any()

@@ -10,8 +10,9 @@ from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError
 from lit_small_lm.nn.init import NormalInit, ScaledInit
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+from lit_small_lm.nn.pointwise_norms import DyT
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm, PreNorm
-from lit_small_lm.plugin import Concern
+from lit_small_lm.plugin import Dims, Site
 from lit_small_lm.shapes import FixedShape
 
 NORMS = [RMSNorm(), LayerNorm()]
@@ -69,6 +70,51 @@ def test_the_final_norm_is_not_scaled(norm):
     assert torch.equal(scaled.close(x), pre.close(x))
 
 
+@pytest.mark.parametrize("n_layers", range(1, 100, 7))
+def test_the_default_factor_is_one_over_the_root_of_the_layer_number(n_layers):
+    site = Site(Dims(16, n_layers, 2, 2, 8, 24), n_layers - 1, place="ffn")
+    assert LayerNormScaling().factor(site) == pytest.approx(1 / math.sqrt(n_layers), rel=1e-15)
+
+
+@pytest.mark.parametrize("norm", [*NORMS, RMSNorm(gain="1+w"), DyT()], ids=lambda norm: type(norm).__name__)
+def test_factor_and_gain_agree_at_the_start(norm):
+    """A gain that starts at the factor is the same function, with the usual norms bit for bit."""
+    init = NormalInit(std_dev=0.3)
+    fixed, free = (network(LayerNormScaling(norm=norm, factor_on=place), 5, init=init) for place in ("norm", "gain"))
+    torch.testing.assert_close(logits(free), logits(fixed), rtol=1e-5, atol=1e-5)
+    assert norm not in NORMS or torch.equal(logits(free), logits(fixed))
+    assert not torch.allclose(logits(free), logits(network(PreNorm(norm=norm), 5, init=init)), rtol=0.1, atol=0.1)
+
+
+def test_a_gain_starts_at_the_factor_and_the_final_norm_at_one():
+    net = network(LayerNormScaling(factor_on="gain", index="branch", power=1.0), 3)
+    starts = [path.norm.weight.unique() for layer in net.layers for path in (layer.mixer_path, layer.ffn_path)]
+    assert torch.equal(torch.cat(starts), 1 / torch.arange(1.0, 7.0))
+    assert (net.close.weight == 1).all()
+
+
+@pytest.mark.parametrize("norm", [RMSNorm(gain="none"), LayerNorm(gain="none")], ids=["RMSNorm", "LayerNorm"])
+def test_a_norm_without_gain_cannot_start_at_the_factor(norm):
+    with pytest.raises(RequestError, match="gain: none, where a gain has to start at 1"):
+        network(LayerNormScaling(norm=norm, factor_on="gain"), 3)
+
+
+@pytest.mark.parametrize(("index", "number"), [("layer", {"mixer": 5, "ffn": 5}), ("branch", {"mixer": 9, "ffn": 10})])
+@pytest.mark.parametrize("place", ["mixer", "ffn"])
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_factor_counts_layers_or_branches_to_a_power(power, place, index, number):
+    x = torch.randn(2, 5, 16)
+    _, wanted = branch_input(PreNorm(), 4, place, x)
+    _, found = branch_input(LayerNormScaling(index=index, power=power), 4, place, x)
+    torch.testing.assert_close(found, wanted / number[place] ** power, rtol=1e-6, atol=0)
+
+
+def test_the_factor_may_stand_after_the_branch():
+    x, path = torch.randn(2, 5, 16), network(LayerNormScaling(factor_on="branch"), 4).layers[3].mixer_path
+    found = path(x, lambda h: h.square())
+    torch.testing.assert_close(found, x + path.norm(x).square() / 2, rtol=1e-6, atol=1e-6)
+
+
 def test_the_factor_is_no_tensor():
     assert list(network(LayerNormScaling(), 3).state_dict()) == list(network(PreNorm(), 3).state_dict())
 
@@ -108,17 +154,7 @@ def test_post_norm_declares_its_need_of_warm_up():
 
 def test_layer_norm_scaling_warns_of_scaled_init():
     spec = BackboneSpec(norm=LayerNormScaling(), init=ScaledInit())
-    with pytest.warns(UserWarning, match="LayerNormScaling with backbone.init ScaledInit: .*worse than either alone"):
+    with pytest.warns(
+        UserWarning, match="LayerNormScaling with backbone.init ScaledInit: .*worse than LayerNorm Scaling"
+    ):
         spec.report_concerns()
-
-
-def test_other_inits_are_no_concern(recwarn):
-    BackboneSpec(norm=LayerNormScaling(), init=NormalInit()).report_concerns()
-    BackboneSpec(norm=PreNorm(), init=ScaledInit()).report_concerns()
-    assert not recwarn.list
-
-
-def test_a_concern_of_level_error_refuses(monkeypatch):
-    monkeypatch.setattr(PreNorm, "conflicts", (Concern("ScaledInit", "for the test", "error"),))
-    with pytest.raises(RequestError, match="PreNorm with backbone.init ScaledInit: for the test"):
-        BackboneSpec(norm=PreNorm(), init=ScaledInit()).report_concerns()

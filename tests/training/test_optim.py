@@ -2,6 +2,7 @@
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.completep import CompletePInit
 from lit_small_lm.nn.mlp import MLP
 from lit_small_lm.nn.norms import LayerNorm
 from lit_small_lm.nn.positions import Learned
@@ -21,3 +22,11 @@ def test_norms_biases_and_embeddings_do_not_decay():
         assert decay.pop(id(parameter)) == (0.0 if exempt else 0.3), name
     assert not decay
     assert all(group["lr"] == 0.5 and group["lr_scale"] == 1.0 for group in optimizer.param_groups)
+
+
+def test_an_init_may_scale_rate_and_decay_of_a_role():
+    init = CompletePInit(base_dim=8, base_layers=1)
+    net = Backbone(BackboneSpec(init=init), FixedShape(dim=32, n_layers=1, n_heads=2).resolve(), 16)
+    optimizer = AdamW(lr=0.5, weight_decay=0.25).build(list(net.named_roles()), fused=False)
+    found = {(group["lr"], group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups}
+    assert found == {(0.5, 0.0, 1.0), (0.125, 1.0, 0.25)}  # embedding and norms; hidden weights, four times as wide

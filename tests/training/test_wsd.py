@@ -1,10 +1,15 @@
 """The schedule is a pure function of the step."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.errors import RequestError
+from lit_small_lm.nn.mix_norm import MixNorm
+from lit_small_lm.nn.prores import ProRes
+from lit_small_lm.nn.residual import PostNorm, PreNorm
 from lit_small_lm.training.callbacks.wsd import WSDSchedule
 
 
@@ -66,3 +71,31 @@ def test_a_cosine_over_the_whole_run_starts_after_the_warmup():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(RequestError, match="schedule"):
         WSDSchedule(**wrong)
+
+
+def set_up(schedule, scheme, max_steps, stage="fit"):
+    """What a run of this scheme, 3 layers deep, is told before it starts."""
+    model = SimpleNamespace(backbone=BackboneSpec(norm=scheme), dims=SimpleNamespace(n_layers=3))
+    schedule.setup(SimpleNamespace(max_steps=max_steps), model, stage)
+
+
+@pytest.mark.parametrize(
+    "scheme", [PostNorm(), MixNorm(), ProRes(scheme=PostNorm(), steps=1)], ids=lambda s: type(s).__name__
+)
+def test_a_scheme_that_needs_warm_up_says_so_without(scheme):
+    with pytest.warns(UserWarning, match=f"schedule.warmup: 0 with {type(scheme).__name__}: .*"):
+        set_up(WSDSchedule(warmup=0), scheme, 100)
+
+
+def test_a_run_shorter_than_the_ramp_of_its_scheme_is_told():
+    with pytest.warns(UserWarning, match="trainer.max_steps: 29 with ProRes, which fades branches in until step 30; "):
+        set_up(WSDSchedule(), ProRes(scheme=PreNorm(), steps=10), 29)
+
+
+def test_nothing_is_said_where_nothing_is_wrong(recwarn):
+    set_up(WSDSchedule(warmup=0.1), PostNorm(), 100)
+    set_up(WSDSchedule(warmup=0), PreNorm(), 100)
+    set_up(WSDSchedule(warmup=0), PostNorm(), 100, stage="test")
+    for max_steps in (30, -1):
+        set_up(WSDSchedule(), ProRes(scheme=PreNorm(), steps=10), max_steps)
+    assert not recwarn.list

@@ -65,11 +65,18 @@ class WSDSchedule(Callback):
         return self.floor + (1 - self.floor) * left[self.decay_shape]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Report a norm scheme that needs warm-up and gets none."""
-        for concern in pl_module.backbone.norm.requires if stage == "fit" else ():
+        """Report a norm scheme that needs warm-up and gets none, or a ramp that the run is too short for."""
+        if stage != "fit":
+            return
+        scheme, steps = pl_module.backbone.norm, trainer.max_steps
+        for concern in scheme.requires:
             if concern.about == "warmup" and not self.warmup:
-                text = f"schedule.warmup: 0 with {type(pl_module.backbone.norm).__name__}: {concern.why}"
+                text = f"schedule.warmup: 0 with {type(scheme).__name__}: {concern.why}"
                 warn_or_refuse(text, concern.level)
+        ramp = scheme.ramp(pl_module.dims.n_layers)
+        if 0 < steps < ramp:
+            text = f"trainer.max_steps: {steps} with {type(scheme).__name__}, which fades branches in until step {ramp}"
+            warn_or_refuse(f"{text}; what is saved counts them in full", "warning")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         factor = self.factor(trainer.global_step, trainer.max_steps)
