@@ -20,6 +20,7 @@ COMMANDS = {
     "prepare": ("lit_small_lm.cli.prepare", "tokenise the data of a configuration before training"),
     "generate": ("lit_small_lm.cli.generate", "write text with a trained model"),
     "import": ("lit_small_lm.cli.importing", "make a run of a public model's folder (config.json, safetensors)"),
+    "export": ("lit_small_lm.cli.exporting", "write a trained model as a folder that transformers loads"),
     "doctor": ("lit_small_lm.cli.doctor", "say what of this machine is usable for training, what is not, and why"),
     "plugins": ("lit_small_lm.cli.plugins", "list every plug-in: kind, name, origin, what it is"),
     "schema": ("lit_small_lm.cli.json_schema", "print a JSON Schema of configurations, for editors"),

@@ -28,18 +28,19 @@ def whole_folder(out: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=beside, prefix=f".{out.name[:40]}."))
     try:
         yield folder
-        _sync(folder)
-        mask = os.umask(0)
-        os.umask(mask)
-        folder.chmod(0o777 & ~mask)
+        _settle(folder)
         out.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as stream:
+def _settle(folder: Path) -> None:
+    """Every file on the disk, with the rights that the user's umask gives new ones."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for place in (folder, *folder.rglob("*")):
+        place.chmod((0o777 if place.is_dir() else 0o666) & ~mask)
+        if place.is_file():
+            with open(place, "rb") as stream:
                 os.fsync(stream.fileno())

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_small_lm import __version__
 from lit_small_lm.backbone import Backbone, BackboneSpec
-from lit_small_lm.checkpoint import need_plugins, record_of
+from lit_small_lm.checkpoint import FORMAT, need_plugins
 from lit_small_lm.errors import RequestError, RunError, shown
 from lit_small_lm.hf.folder import DTYPES, Weights, read_config, read_weights
 from lit_small_lm.hf.names import Entry, to_ours, to_theirs
@@ -124,9 +125,12 @@ class _Reader(Mapping[str, Tensor]):
 
 
 def _own_form(config: Mapping[str, Any]) -> Form:
-    record = record_of({OWN: config.get(OWN)})
-    need_plugins(record)
+    record = config.get(OWN)
+    if not isinstance(record, Mapping) or record.get("format") != FORMAT:
+        found = f"format {shown(str(record.get('format')))}" if isinstance(record, Mapping) else "no record"
+        raise RequestError(f"config.json: {OWN}: {found}; version {__version__} reads format {FORMAT}")
     try:
+        need_plugins(record)
         dims = Shape.from_dict(record["shape"]).resolve()
         model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), int(config["vocab_size"]))
         objective = Objective.from_dict(record["objective"])

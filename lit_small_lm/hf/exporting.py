@@ -1,0 +1,177 @@
+"""From a trained model to a folder in the public form, read back and compared before it counts as written.
+
+Where a class that transformers ships expresses the model, its names and layout are used, and this package is not needed
+to load it. Where none does, config.json holds the record of a checkpoint (plain data, classes by name) and the weights
+keep our names; the wrapper that `import lit_small_lm.hf` registers runs our own forward pass on them.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lit_small_lm.backbone import Backbone
+from lit_small_lm.checkpoint import FORMAT, LanguageModel
+from lit_small_lm.context import Context, Visibility
+from lit_small_lm.errors import RunError
+from lit_small_lm.hf import writing
+from lit_small_lm.hf.importing import OWN, OWN_PREFIX, form_of, read_folder
+from lit_small_lm.hf.names import to_theirs
+from lit_small_lm.hf.public import Unfit
+from lit_small_lm.hf.registry import fitting
+from lit_small_lm.hf.run_folder import random_ids
+from lit_small_lm.objectives.next_token import NextToken
+from lit_small_lm.shapes import fixed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = 1e-4
+"""Of the largest logit: what float32 may lose when a factor moves into a gain, or sums are taken in another order."""
+ARCHITECTURE = "LitSmallLMForCausalLM"
+LENGTH = "max_position_embeddings"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is written."""
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    """By the names of the files."""
+    reason: str = ""
+    """What of the model no public class has; empty where one fits."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it."""
+
+    architecture: str
+    reason: str
+    files: list[str]
+    """The files of the weights."""
+    tokenizer: str
+    """Why there is no tokenizer, or empty."""
+    difference: float
+    """Largest difference of a logit between the model and what is read back."""
+    transformers: float | None
+    """The same between what is read back by us and by transformers; None: it is not installed."""
+    largest: float
+    """The largest logit compared."""
+
+
+def export(model: LanguageModel, folder: Path, dtype: str = "float32", max_shard_size: str = "5GB") -> Exported:
+    """Write a model into an empty folder, and compare logits on random ids.
+
+    Args:
+        model: as `load` gives it.
+        folder: exists, and is empty.
+        dtype: "float32" or "bfloat16", of the weights that are written.
+        max_shard_size: of a file of weights, such as "5GB".
+
+    Raises:
+        RunError: what was written gives other logits.
+    """
+    form, specials, length = form_for(model), model.encoder.specials, trained_length(model)
+    config = {**form.config, LENGTH: length} if length and LENGTH in form.config else form.config
+    writing.write_config(folder, config, DTYPES[dtype], specials)
+    files = writing.write_weights(folder, form.tensors, DTYPES[dtype], max_shard_size)
+    lacking = writing.write_tokenizer(folder, model.encoder, length)
+    difference, largest, theirs = verified(model, folder, form, DTYPES[dtype])
+    return Exported(config["architectures"][0], form.reason, files, lacking, difference, theirs, largest)
+
+
+def form_for(model: LanguageModel) -> Form:
+    """The public class's form, or ours where there is none."""
+    try:
+        return _public(model)
+    except Unfit as error:
+        return _own(model, str(error))
+
+
+def _public(model: LanguageModel) -> Form:
+    if type(model.objective) is not NextToken:
+        raise Unfit(f"objective {type(model.objective).__name__}: public classes predict the next token")
+    backbone, state = model.net.spec, model.net.state_dict()
+    family, config = fitting(backbone, fixed(model.net.dims), model.encoder.specials.vocab_size)
+    return Form(config, to_theirs(form_of(config).entries, state))
+
+
+def _own(model: LanguageModel, reason: str) -> Form:
+    dims, record = model.net.dims, model.record
+    plugins = [{**plugin, "source": _without_folder(plugin["source"])} for plugin in record["plugins"]]
+    kept = {
+        "format": FORMAT,
+        "version": record["version"],
+        "backbone": model.net.spec.to_dict(),
+        "shape": fixed(dims).to_dict(),
+        "objective": model.objective.to_dict(),
+        "plugins": plugins,
+        "step": record["step"],
+    }
+    config = {
+        "model_type": OWN,
+        "architectures": [ARCHITECTURE],
+        "vocab_size": model.encoder.specials.vocab_size,
+        "hidden_size": dims.dim,
+        "num_hidden_layers": dims.n_layers,
+        "num_attention_heads": dims.n_heads,
+        "tie_word_embeddings": False,  # transformers has nothing to tie: our own forward pass shares the table
+        OWN: kept,
+    }
+    return Form(config, {OWN_PREFIX + name: tensor for name, tensor in model.net.state_dict().items()}, reason)
+
+
+def _without_folder(source: str) -> str:
+    """`file /home/me/scheme.py` -> `file scheme.py`: nothing of this machine is published."""
+    kind, _, path = source.partition(" ")
+    return f"file {Path(path).name}" if kind == "file" else source
+
+
+def trained_length(model: LanguageModel) -> int | None:
+    """The positions that a model was trained on, if its record says so."""
+    imported = model.record.get("imported")
+    if imported:
+        return imported["max_length"]
+    config = yaml.safe_load(model.record.get("config") or "") or {}
+    return config.get("data", {}).get("seq_len")
+
+
+@torch.no_grad()
+def verified(model: LanguageModel, folder: Path, form: Form, dtype: torch.dtype) -> tuple[float, float, float | None]:
+    """What is written, read back: its difference to the model, and the largest logit; the difference of transformers.
+
+    Raises:
+        RunError: a weight was not stored as it is rounded to `dtype`, or logits differ by more than rounding.
+    """
+    read = read_folder(folder)
+    for name, tensor in to_theirs(read.form.entries, read.state).items():
+        if not torch.equal(tensor, form.tensors[name].to(dtype).float()):
+            raise RunError(f"export: tensor {name} is not read back as it was written")
+    net = read.network()
+    ids = random_ids(model.encoder.specials.vocab_size, net.limit())
+    wanted, found = model.logits(ids), logits_of(net, ids, model)
+    largest = wanted.abs().max().item()
+    difference = _compared(wanted, found, largest if dtype == torch.float32 else None, "what was written")
+    if importlib.util.find_spec("transformers") is None:
+        return difference, largest, None
+    theirs = importlib.import_module("lit_small_lm.hf.model").public_logits(folder, ids)
+    return difference, largest, _compared(found, theirs, largest, "transformers")
+
+
+def logits_of(net: Backbone, ids: Tensor, model: LanguageModel) -> Tensor:
+    """Logits (B, T, V) of another network than the model's own."""
+    return net(ids, Context(Visibility.rows(ids, kind=model.objective.kind)))
+
+
+def _compared(wanted: Tensor, found: Tensor, largest: float | None, who: str) -> float:
+    """The largest difference; `largest` is the logit that it is held against, None: it is rounding and not held."""
+    off = (wanted - found).abs().max().item()
+    if off != off or (largest is not None and off > TOLERANCE * max(largest, 1.0)):
+        raise RunError(f"export: logits of {who} differ by {off:.3g} (largest logit {largest}); nothing was kept")
+    return off
