@@ -11,8 +11,10 @@ from lit_small_lm.__main__ import main
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.nn.attention import Attention
-from lit_small_lm.nn.mlp import MLP
+from lit_small_lm.nn.mlp import MLP, GatedMLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.positions import Learned
+from lit_small_lm.nn.routers import SigmoidRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import FFN, Linear
 from lit_small_lm.ranks import number_here, process_number
@@ -32,6 +34,9 @@ FAMILIES = {
     ),
     "short convolution": BackboneSpec(layer=LayerSpec(mixer=ShortConv(), canon_at="B")),
 }
+MIXTURE = BackboneSpec(
+    layer=LayerSpec(ffn=MoE(expert=GatedMLP(), router=SigmoidRouter(top_k=2), n_experts=3, expert_hidden=8))
+)
 
 
 @pytest.fixture
@@ -82,6 +87,19 @@ def test_initial_weights_are_those_of_one_process(rank, family, tensor_parallel,
         part = pieces[inside] if inside < len(pieces) else part[:0]
         assert torch.equal(parameter.to_local(), part), name
         assert parameter.shape == wanted[name].shape
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_experts_are_sharded_and_what_moves_by_steps_is_whole(rank, replicas, monkeypatch):
+    monkeypatch.setattr(FSDP2, "root_device", torch.device("cpu"))
+    net, wanted = drawn(MIXTURE, sharding(replicas=replicas)), dict(drawn(MIXTURE).named_parameters())
+    shards = WORLD // replicas
+    for name, parameter in net.named_parameters():
+        pieces = wanted[name].chunk(shards)
+        part = pieces[rank % shards] if rank % shards < len(pieces) else wanted[name][:0]
+        assert torch.equal(parameter.to_local(), part), name
+    assert {name for name, _ in net.named_buffers()} == {f"layers.{i}.ffn.router.bias" for i in range(2)}
+    assert all(torch.equal(bias, torch.zeros(3)) for bias in net.buffers())
 
 
 def dimension_cut(name):
@@ -210,6 +228,12 @@ def test_a_part_that_does_not_say_how_it_can_be_cut_is_named():
     with pytest.raises(ValueError, match=r"Secret.up_proj \(Linear\) cannot be cut"):
         FSDP2(tensor_parallel_size=2).refuse_model(BackboneSpec(layer=LayerSpec(ffn=SecretFFN())), DIMS)
     FSDP2(tensor_parallel_size=1).refuse_model(BackboneSpec(layer=LayerSpec(ffn=SecretFFN())), DIMS)
+
+
+def test_a_router_is_named_as_what_cannot_be_cut():
+    with pytest.raises(ValueError, match=r"MoEFFN.router.proj \(Linear\) cannot be cut"):
+        FSDP2(tensor_parallel_size=2).refuse_model(MIXTURE, DIMS)
+    FSDP2(tensor_parallel_size=1).refuse_model(MIXTURE, DIMS)
 
 
 def test_a_buffer_is_named(monkeypatch):

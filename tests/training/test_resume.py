@@ -48,6 +48,11 @@ CASES = {
          "--model.backbone.layer.ffn.dropout", "0.1", "--model.backbone.z_loss", "0.001"], 7),
     "moving average": (["--ema_decay", "0.9", "--trainer.val_check_interval", "4"], 7),
     "Muon": (["--optim", "Muon", "--trainer.accumulate_grad_batches", "2"], 8),
+    "experts whose bias moves, with an average": (
+        ["--trainer.accumulate_grad_batches", "2", "--ema_decay", "0.9", "--activation_checkpointing", "layers",
+         "--model.backbone.layer.ffn", "MoE", "--model.backbone.layer.ffn.expert", "GatedMLP",
+         "--model.backbone.layer.ffn.n_experts", "4", "--model.backbone.layer.ffn.router", "SigmoidRouter",
+         "--model.backbone.layer.ffn.router.top_k", "2", "--model.backbone.layer.ffn.router.bias_rate", "0.1"], 8),
     "epochs, not steps": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "3", "--data.batch_size", "EPOCH"], 4),
 }  # fmt: skip
 

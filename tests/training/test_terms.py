@@ -1,7 +1,10 @@
 """Loss terms beside the nats: weighted like them, in the gradient and in the log, and absent unless asked for."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 
 from lit_small_lm.__main__ import main
 from lit_small_lm.backbone import Backbone, BackboneSpec
@@ -94,6 +97,44 @@ def test_the_nats_stay_pure_and_the_term_is_summed_like_them(uneven):
     z = torch.logsumexp(plain.net(query.tokens, Context(query.visibility)), -1)
     wanted = WEIGHT * (z**2 if query.weights is None else z[query.weights > 0] ** 2).sum()
     torch.testing.assert_close(model.sums.terms["z_loss"], wanted.double(), rtol=1e-5, atol=0)
+
+
+class Pull(nn.Module):
+    """A branch with an auxiliary loss: the mean square of what it hands on."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, h, ctx):
+        out = self.inner(h, ctx)
+        ctx.trace.losses["pull", 0] = out.square().mean()
+        return out
+
+
+def test_an_auxiliary_loss_counts_as_the_tokens_of_its_batch_do():
+    """Two batches of one step, where few positions count: neither is scaled by how few they are over all."""
+    model, data = module(0.0), batch(uneven=True)
+    model.net.layers[0].ffn = Pull(model.net.layers[0].ffn)
+    other = dataclasses.replace(data, tokens=data.tokens.flip(1), loss_mask=torch.rand(3, 7) < 0.2)
+    for part in (data, other):
+        (model.training_step(part, 0) / 2).backward()  # as Lightning divides what it accumulates
+    scale = model.sums.gradient_scale(lambda value, reduce_op: value)
+    found = {name: p.grad * scale for name, p in model.net.named_parameters()}
+    model.net.zero_grad()
+    counts, nats, pulls = [], [], []
+    for part in (data, other):
+        query = model.objective.query(part, (0, 0))
+        ctx = Context(query.visibility)
+        nats.append((model.net(query.tokens, ctx, query.targets) * query.weights).sum())
+        pulls.append(ctx.trace.losses["pull", 0])
+        counts.append(query.count.sum())
+    total = sum(counts)
+    assert 0 < counts[1] < counts[0] < 21
+    loss = sum(nats) / total + sum(pull * count / total for pull, count in zip(pulls, counts, strict=True))
+    loss.backward()
+    for name, parameter in model.net.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_asks_for_no_term():
