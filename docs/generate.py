@@ -1,4 +1,5 @@
-"""What the site takes from the program itself: {{ help COMMAND }}, {{ plugins KIND }}, {{ kinds }} and {{ commands }}.
+"""What the site takes from the program itself: {{ help COMMAND }}, {{ plugins KIND }}, {{ kinds }}, {{ commands }}, and
+{{ configs FOLDER }}.
 
 mkdocs calls `on_page_markdown` for every page (see `hooks` in mkdocs.yml).
 """
@@ -7,8 +8,11 @@ import contextlib
 import io
 import re
 from functools import cache
+from pathlib import Path
 
 from lit_small_lm.__main__ import COMMANDS, main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -19,6 +23,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         "{{ commands }}", "\n\n".join(f"## {name}\n\n{{{{ help {name} }}}}" for name in COMMANDS)
     )
     markdown = re.sub(r"\{\{ help (\w+) \}\}", lambda found: _help(found[1]), markdown)
+    markdown = re.sub(r"\{\{ configs (\w+) \}\}", lambda found: _configs(found[1]), markdown)
     return re.sub(r"\{\{ plugins (\w+) \}\}", lambda found: _table(found[1]), markdown)
 
 
@@ -46,6 +51,15 @@ def _table(kind: str) -> str:
     """The plug-ins of a kind that come with the package, as a table."""
     lines = [f"| `{name}` | {what} |" for row_kind, name, _, what in _rows() if row_kind == kind]
     return "\n".join(["| name | what it is |", "| --- | --- |", *lines])
+
+
+def _configs(folder: str) -> str:
+    """The files of a folder of configurations with what their headers say, as a table."""
+    rows = ["| file | what it is |", "| --- | --- |"]
+    for file in sorted((CONFIGS / folder).glob("*.yaml")):
+        header = [line.removeprefix("# ") for line in file.read_text().splitlines() if line.startswith("# ")]
+        rows.append(f"| `{file.name}` | {' '.join(header)} |")
+    return "\n".join(rows)
 
 
 @cache

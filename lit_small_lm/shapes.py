@@ -7,6 +7,7 @@ equal: it asks the family itself how many parameters a width gives, so that it i
 import bisect
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,15 @@ def fixed(dims: Dims) -> FixedShape:
     return FixedShape(**dataclasses.asdict(dims))
 
 
+def nearest(count: Callable[[int], int], wanted: int, most: int) -> int:
+    """The number from 1 to `most` at which `count`, which grows with it, is nearest to `wanted`; few calls."""
+    high = 1
+    while count(high) < wanted and high < most:
+        high = min(2 * high, most)
+    above = bisect.bisect_left(range(high), wanted, lo=max(1, high // 2), key=count)
+    return min(max(1, above - 1), above, key=lambda number: abs(count(number) - wanted))
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetShape(Shape):
     """The width at which a network of a given depth comes nearest to a number of parameters."""
@@ -79,28 +89,38 @@ class BudgetShape(Shape):
     """Hidden width of the FFN over dim."""
     hidden_multiple: int = setting(32, low=1, high=2**16, unit="channels")
     """What the hidden width is rounded to, to the nearest multiple."""
+    rest: Literal["left", "hidden"] = "left"
+    """What becomes of the parameters that the nearest width misses: they are left, or given to the hidden width, whose
+    ratio then is another."""
 
     def resolve(self, sizing: Sizing | None = None) -> Dims:
         if sizing is None:
             raise RequestError(
                 "shape: BudgetShape depends on family and vocabulary; it cannot be resolved without them"
             )
-        most = max(1, WIDEST // (self.head_dim * self.queries_per_kv_head))
 
         @functools.cache
-        def found(kv_heads: int) -> int:
-            return getattr(sizing(self._dims(kv_heads)), self.count)
+        def count(dims: Dims) -> int:
+            return getattr(sizing(dims), self.count)
 
-        if self.params < found(1):
-            raise self._out_of_reach("smallest", self._dims(1), found(1))
-        high = 1
-        while found(high) < self.params:
-            if high == most:
-                raise self._out_of_reach("largest", self._dims(most), found(most))
-            high = min(2 * high, most)
-        above = bisect.bisect_left(range(high), self.params, lo=max(1, high // 2), key=found)
-        nearest = min(max(1, above - 1), above, key=lambda kv_heads: abs(found(kv_heads) - self.params))
-        return self._dims(nearest)
+        most = max(1, WIDEST // (self.head_dim * self.queries_per_kv_head))
+        dims = self._dims(nearest(lambda kv_heads: count(self._dims(kv_heads)), self.params, most))
+        if count(self._dims(1)) > self.params:
+            raise self._out_of_reach("smallest", self._dims(1), count(self._dims(1)))
+        if dims.n_kv_heads == most and count(dims) < self.params:
+            raise self._out_of_reach("largest", dims, count(dims))
+        return dims if self.rest == "left" else self._filled(dims, count)
+
+    def _filled(self, dims: Dims, count: Callable[[Dims], int]) -> Dims:
+        """The same width, with the hidden width at which `count` comes nearest: at most twice what it is."""
+
+        def at(multiples: int) -> Dims:
+            return dataclasses.replace(dims, hidden=multiples * self.hidden_multiple)
+
+        most = 2 * dims.hidden // self.hidden_multiple
+        if count(at(1)) == count(at(most)):  # the family has hidden widths of its own
+            return dims
+        return at(nearest(lambda multiples: count(at(multiples)), self.params, most))
 
     def budget(self) -> Budget:
         return Budget(self.params, self.count)

@@ -57,6 +57,8 @@ def shortened(argv: list[str]) -> list[str]:
         return argv
     own_source = any(word.startswith("--data.source") or word == "mix.yaml" for word in argv)
     given = {*argv, "--data.source.path"} if own_source else set(argv)
+    if "BudgetShape" in argv:  # it has no width of its own
+        given.add("--model.shape.dim")
     rest = [word for key, value in SMALL.items() if key not in given for word in (key, value)]
     return [*argv, *rest]
 

@@ -40,6 +40,14 @@ def test_every_page_stands_in_the_contents():
     assert set(_files(nav)) == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if "docs" in page.parts}
 
 
+@pytest.mark.parametrize("folder", ["families", "shapes"])
+def test_the_tables_of_configurations_hold_every_file(folder):
+    generate = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "generate.py")))
+    page = generate.on_page_markdown((ROOT / "docs" / "models.md").read_text())
+    for file in (ROOT / "configs" / folder).glob("*.yaml"):
+        assert f"| `{file.name}` | {file.read_text().splitlines()[0].removeprefix('# ')}" in page
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
