@@ -142,6 +142,7 @@ def test_default_source():
             positions=NoPositions(), init=NormalInit(std_dev=0.5), norm=LayerNormScaling(norm=RMSNorm(eps=0.1))
         ),
         FixedShape(dim=24, n_heads=4, n_kv_heads=2, head_dim=10, hidden=7),
+        BudgetShape(params=1_000_000, n_layers=5, rest="hidden", hidden_multiple=8),
         BudgetShape(
             params=90_000, count="non_embedding", n_layers=3, head_dim=6, queries_per_kv_head=2, hidden_ratio=1.5
         ),
