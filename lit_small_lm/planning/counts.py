@@ -16,12 +16,15 @@ from torch import nn
 from lit_small_lm.backbone import Backbone
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.plugin import Size
-from lit_small_lm.roles import parameter_role
+from lit_small_lm.roles import Sparse, parameter_role
 
 TABLES = ("embedding", "positions", "head")
 """Roles of weights outside the layers."""
 NO_MATRICES = ("embedding", "positions", "convolution", "norm", "bias")
 """Roles of weights that no matrix product multiplies: they are looked up, added, or slid along the text."""
+
+BY_ROLE = {"norm": "norms", "router": "routers"}
+"""Components of weights wherever they stand."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class Parameters:
     """`total` by component, biases inside theirs; `norms` holds all of the norm scheme."""
     by_role: Mapping[str, int] = field(repr=False)
     """`total` by the role of the weights, see `roles`."""
+
+    @property
+    def size(self) -> Size:
+        """The two counts that a shape may be chosen by."""
+        return Size(self.total, self.non_embedding)
+
+    @property
+    def active_size(self) -> Size:
+        """The same of what one token goes through."""
+        return Size(self.active, self.non_embedding - self.total + self.active)
 
 
 class Weight(NamedTuple):
@@ -122,16 +135,23 @@ def _outside(net: Backbone) -> Iterator[Weight]:
 
 
 def _of_layer(layer: nn.Module) -> Iterator[Weight]:
-    named = {"mixer": "mixers", "ffn": "ffns", "mixer_path": "norms", "ffn_path": "norms"}
-    for name, module in layer.named_children():
-        yield from _weights(module, named.get(name, "canon"))
+    """A layer without Canon; what a mixture holds beside its experts and their router is shared by all tokens."""
+    mixes = any(isinstance(module, Sparse) for module in layer.ffn.modules())
+    for module in (layer.mixer_path, layer.ffn_path):
+        yield from _weights(module, "norms")
+    yield from _weights(layer.mixer, "mixers")
+    yield from _weights(layer.ffn, "shared_experts" if mixes else "ffns")
+    for module in (layer.canon_a, layer.canon_c):
+        yield from _weights(module, "canon")
 
 
 def _weights(module: nn.Module, component: str, share: Fraction = Fraction(1)) -> Iterator[Weight]:
     """The parameters of a module and of everything inside it."""
+    if isinstance(module, Sparse):
+        component, share = "experts", share * module.share
     for name, tensor in module.named_parameters(recurse=False):
         role = parameter_role(module, name, tensor)
-        yield Weight("norms" if role == "norm" else component, role, tensor.ndim, tensor.numel(), share)
+        yield Weight(BY_ROLE.get(role, component), role, tensor.ndim, tensor.numel(), share)
     for child in module.children():
         yield from _weights(child, component, share)
 

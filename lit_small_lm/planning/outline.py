@@ -21,10 +21,18 @@ from lit_small_lm.plugin import Dims
 class Group:
     """Layers that are equal."""
 
-    index: int
-    """The layer that stands for them, from 0."""
-    count: int
-    """How many there are."""
+    members: tuple[int, ...]
+    """Their indices, from 0."""
+
+    @property
+    def index(self) -> int:
+        """The one that stands for them."""
+        return self.members[0]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.members)
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,8 @@ class Outline:
     def _grouped(self, kind: LayerSpec, members: Sequence[int]) -> list[Group]:
         looked_at = {members[0], members[len(members) // 2], members[-1]}
         if len({_form(self._layer(kind, index)) for index in looked_at}) == 1:
-            return [Group(members[0], len(members))]
-        return [Group(index, 1) for index in members]
+            return [Group(tuple(members))]
+        return [Group((index,)) for index in members]
 
     def _layer(self, kind: LayerSpec, index: int) -> Layer:
         with torch.device("meta"):
@@ -77,5 +85,5 @@ class Outline:
 
 
 def _form(layer: nn.Module) -> tuple[tuple[str, torch.Size], ...]:
-    """What two layers have in common if one can stand for the other: their parameters and buffers, by name and shape."""
+    """Parameters and buffers by name and shape: layers in which they are equal count alike."""
     return tuple((name, tensor.shape) for name, tensor in layer.state_dict(keep_vars=True).items())

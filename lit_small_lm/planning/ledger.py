@@ -1,0 +1,84 @@
+"""A ledger of tensors: what is alive, and the most that ever was, while a network runs on tensors without storage.
+
+PyTorch's FakeTensorMode runs every operation as its device would, autocast and the choice of attention kernel
+included, and computes nothing. The trick: a storage enters the ledger with the operation that makes it and leaves it
+when Python and autograd have let go of it, so that peaks come out as on a device, for any part and any optimizer.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lit_small_lm.grouped  # noqa: F401  (registers the operators that `workspace` knows)
+
+POOLED = 32 << 20
+"""Bytes up to which a tensor comes out of the C library's heap (glibc's largest M_MMAP_THRESHOLD); larger ones are mapped
+by themselves and given back when they go."""
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of every storage that operations under it make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        """Alive now."""
+        self.peak = 0
+        """The most since `mark`."""
+        self.pooled = 0
+        """Alive now in storages of at most `POOLED` bytes."""
+        self.pooled_peak = 0
+        """The most of these, ever."""
+        self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def mark(self) -> None:
+        """Begin a new peak."""
+        self.peak = self.bytes
+
+    def enter(self, tensor: Tensor) -> None:
+        """Count a tensor's storage; once, however many tensors share it."""
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key not in self._alive:
+            self._alive[key] = (weakref.ref(storage, lambda _: self._leave(key)), storage.nbytes())
+            self._change(storage.nbytes(), 1)
+
+    def _leave(self, key: int) -> None:
+        _, size = self._alive.pop(key)
+        self._change(size, -1)
+
+    def _change(self, size: int, sign: int) -> None:
+        self.bytes += sign * size
+        self.pooled += sign * size if size <= POOLED else 0
+        self.peak, self.pooled_peak = max(self.peak, self.bytes), max(self.pooled_peak, self.pooled)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self.enter(tensor)
+        self.peak = max(self.peak, self.bytes + workspace(func, args))
+        return found
+
+
+def workspace(func: Any, args: tuple) -> int:
+    """Bytes that an operation of this package needs while it runs, beside what goes in and comes out."""
+    grouped = torch.ops.lit_small_lm
+    if func is grouped.grouped_linear.default:
+        rows, weights, _ = args
+        return _stacked(rows, weights)
+    if func is grouped.grouped_linear_backward.default:
+        _, rows, weights, _ = args
+        same = rows.dtype == weights[0].dtype
+        return _stacked(rows, weights) + (0 if same else sum(weight.numel() for weight in weights) * rows.itemsize)
+    return 0
+
+
+def _stacked(rows: Tensor, weights: list[Tensor]) -> int:
+    """All experts' matrices in one tensor, and, of another dtype, a copy of each before."""
+    size = sum(weight.numel() for weight in weights) * rows.itemsize
+    return size if rows.dtype == weights[0].dtype else 2 * size

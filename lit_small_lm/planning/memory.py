@@ -1,0 +1,76 @@
+"""Memory of training: what a process holds at its fullest moment, and of what it consists.
+
+A rule of thumb such as parameters times bytes plus one hidden state a token misses small networks by an order of
+magnitude: most of their memory is what every operation keeps for the backward pass. That is not estimated here but
+rehearsed with the run's own network, precision and optimizer (see `rehearsal`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_small_lm.planning.outline import Outline
+from lit_small_lm.planning.rehearsal import Bytes, rehearse
+from lit_small_lm.planning.workload import Workload
+
+Moment = Literal["forward pass", "backward pass", "optimizer step"]
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Memory of one process that trains, in bytes."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    average_bytes: int
+    """Of the moving average of the weights."""
+    activations_bytes: int
+    """What embedding and layers keep for the backward pass."""
+    head_bytes: int
+    """What head and loss keep for it."""
+    exchange_bytes: int
+    """Buffers between processes: gradients in buckets, or the layers that are whole at the moment."""
+    temporary_bytes: int
+    """What comes and goes at the fullest moment, beside the above."""
+    total_bytes: int
+    fullest: Moment
+
+
+def training(outline: Outline, workload: Workload) -> TrainingMemory:
+    """The memory that training takes on each process.
+
+    Not in it: the Python process and its libraries, the tokens themselves, and what an allocator wastes.
+
+    Raises:
+        RequestError: parts of the family that do not go together.
+    """
+    return divided(rehearse(outline, workload), workload)
+
+
+def divided(found: Bytes, workload: Workload) -> TrainingMemory:
+    """What a rehearsal found, on each of the processes of a run."""
+    share = workload.shards
+    weights, gradients, optimizer = (-(-n // share) for n in (found.weights, found.gradients, found.optimizer))
+    spared = found.weights + found.gradients + found.optimizer - (weights + gradients + optimizer)
+    average = found.weights if workload.average == "ema" else 0
+    exchange = found.gradients if workload.data_parallel > 1 and share == 1 else 0
+    moments: dict[Moment, int] = {
+        "forward pass": found.forward,
+        "backward pass": found.backward,
+        "optimizer step": found.update,
+    }
+    fullest = max(moments, key=moments.__getitem__)
+    total = moments[fullest] - spared + average + exchange
+    kept = weights + gradients + optimizer + average + exchange + found.activations + found.head
+    return TrainingMemory(
+        weights_bytes=weights,
+        gradients_bytes=gradients,
+        optimizer_bytes=optimizer,
+        average_bytes=average,
+        activations_bytes=found.activations,
+        head_bytes=found.head,
+        exchange_bytes=exchange,
+        temporary_bytes=total - kept,
+        total_bytes=total,
+        fullest=fullest,
+    )

@@ -1,0 +1,189 @@
+"""A training step rehearsed without storage: what is alive in each of its phases, for a network of a few layers.
+
+The step is the one that training takes: the objective's question, the forward pass under the run's precision while the
+gradients of the step before are still there, the backward pass, clipping, and the optimizer itself.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from lit_small_lm.backbone import Backbone
+from lit_small_lm.context import Context
+from lit_small_lm.planning.ledger import Ledger
+from lit_small_lm.planning.outline import Outline
+from lit_small_lm.planning.workload import Workload
+from lit_small_lm.plugin import Batch, Query, Specials
+
+COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What autocast computes matrix products in, by precision."""
+HELD_IN = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""What weights are held in, where not in float32."""
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes of a training step, on a process that holds all of the network."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """The optimizer's state."""
+    activations: int
+    """What embedding and layers keep for the backward pass, the stream included."""
+    head: int
+    """What head and loss keep."""
+    forward: int
+    """The most that is alive at once in the forward pass, what stands above included."""
+    backward: int
+    update: int
+    """The most during clipping and the optimizer's step."""
+    pooled: int
+    """The most that is alive at once in tensors of at most `ledger.POOLED` bytes."""
+
+    def plus(self, other: "Bytes", times: int) -> "Bytes":
+        """The sum with so many of another."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Bytes(*(mine + times * theirs for mine, theirs in pairs))
+
+
+def rehearse(outline: Outline, workload: Workload) -> Bytes:
+    """The bytes of a training step of the whole network.
+
+    A network of two layers of each kind is rehearsed, and for each kind one with a third: what the third adds, so does
+    every further one.
+    """
+    groups = outline.groups
+    shallow = [index for group in groups for index in group.members[:2]]
+    base = found = step(outline.network(sorted(shallow)), workload)
+    for group in groups:
+        if group.count > 2:
+            deeper = step(outline.network(sorted([*shallow, group.members[2]])), workload)
+            found = found.plus(deeper.plus(base, -1), group.count - 2)
+    return found
+
+
+def step(net: Backbone, workload: Workload) -> Bytes:
+    """The bytes of a training step of a network on the meta device; it is not to be used afterwards."""
+    try:
+        return _Step(net, workload, contextlib.nullcontext()).bytes()
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return _Step(net, workload, _NoValues()).bytes()
+
+
+class _NoValues(TorchFunctionMode):
+    """Tells parts that need values, such as how many positions go to an expert, that there are none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func == torch.Tensor.is_meta.__get__:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+class _Step:
+    """Two steps, of which the second is measured: then gradients and optimizer state are there as they always are."""
+
+    def __init__(self, net: Backbone, workload: Workload, values: contextlib.AbstractContextManager[Any]) -> None:
+        self.net, self.workload, self.values = net, workload, values
+        self.ledger, self.fake = Ledger(), FakeTensorMode(allow_non_fake_inputs=True)
+        self.query = _query(workload, net.embed.num_embeddings)
+
+    def bytes(self) -> Bytes:
+        """What is alive, and when."""
+        net, workload, ledger = self.net, self.workload, self.ledger
+        net.to(HELD_IN.get(workload.precision, torch.float32)).train()
+        for layer in net.layers:
+            layer.activation_checkpointing = workload.activation_checkpointing
+        net.close.register_forward_pre_hook(self._at_close)
+        with self.fake, ledger:
+            net.to_empty(device="cpu")
+            weights = ledger.bytes
+            optimizer = workload.optim.build(list(net.named_roles()), fused=workload.precision != "16-mixed")
+            self._peaks(optimizer)
+            forward, backward, update = self._peaks(optimizer)
+            state = sum(_size(value) for values in optimizer.state.values() for value in values.values())
+        gradients = sum(_size(parameter.grad) for parameter in net.parameters())
+        return Bytes(
+            weights=weights,
+            gradients=gradients,
+            optimizer=state,
+            activations=self.closing - self.begun,
+            head=self.ended - self.closing,
+            forward=forward,
+            backward=backward,
+            update=update,
+            pooled=ledger.pooled_peak,
+        )
+
+    def _peaks(self, optimizer: torch.optim.Optimizer) -> tuple[int, int, int]:
+        """Take a step; the most that was alive in each of its phases."""
+        with self.values:
+            loss, forward = self._peak(self._loss)
+            if self.workload.accumulated == 1:
+                optimizer.zero_grad()
+            _, backward = self._peak(loss.backward)
+        del loss
+        _, update = self._peak(lambda: self._update(optimizer))
+        return forward, backward, update
+
+    def _peak(self, phase: Callable[[], Any]) -> tuple[Any, int]:
+        self.ledger.mark()
+        found = phase()
+        return found, self.ledger.peak
+
+    def _loss(self) -> Tensor:
+        self.begun, precision = self.ledger.bytes, COMPUTED_IN.get(self.workload.precision)
+        query, ctx = _on(self.fake, self.query)
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            nll = self.net(query.tokens, ctx, query.targets, query.scored)
+            terms = [*ctx.trace.token_losses.values(), nll]
+            weighted = [(term if query.weights is None else term * query.weights).sum() for term in terms]
+            loss = sum(weighted) / query.tokens.numel() + sum(ctx.trace.losses.values())
+            self.ended = self.ledger.bytes
+        return loss
+
+    def _at_close(self, module: Any, args: Any) -> None:
+        self.closing = self.ledger.bytes
+
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [parameter.grad for parameter in self.net.parameters()]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, (1 / (norm + 1e-6)).clamp(max=1))
+        optimizer.step()
+
+
+def _query(workload: Workload, vocab_size: int) -> Query:
+    """What the objective asks of rows of one document each."""
+    rows, length = workload.rows, workload.seq_len + 1
+    batch = Batch(
+        tokens=torch.randint(vocab_size, (rows, length)),
+        doc_ids=torch.arange(rows).unsqueeze(1).expand(rows, length).clone(),
+        loss_mask=None,
+        sample_ids=torch.arange(rows),
+        slots=torch.arange(rows),
+        specials=Specials(vocab_size=vocab_size, end=0, pad=1, mask=2),
+    )
+    return workload.objective.query(batch, (0, 0))
+
+
+def _on(fake: FakeTensorMode, query: Query) -> tuple[Query, Context]:
+    """A question and its context without storage."""
+    visibility = _without_storage(fake, query.visibility)
+    return _without_storage(fake, dataclasses.replace(query, visibility=visibility)), Context(visibility)
+
+
+def _without_storage(fake: FakeTensorMode, value: Any) -> Any:
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    tensors = {name: fake.from_tensor(field) for name, field in fields.items() if isinstance(field, Tensor)}
+    return dataclasses.replace(value, **tensors)
+
+
+def _size(tensor: Any) -> int:
+    return tensor.untyped_storage().nbytes() if isinstance(tensor, Tensor) else 0
