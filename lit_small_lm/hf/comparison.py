@@ -46,7 +46,7 @@ def _layers(model: Model) -> list[LayerSpec]:
 def _whole(model: Model) -> dict[str, Any]:
     backbone, dims = model.backbone, model.shape.resolve()
     return {
-        "shape": dataclasses.asdict(dims),
+        "shape": {name: getattr(dims, name) for name in _widths_in_use(_layers(model))},
         "vocab_size": model.vocab_size,
         "norm": backbone.norm,
         "head": backbone.head,
@@ -56,6 +56,14 @@ def _whole(model: Model) -> dict[str, Any]:
         "bidirectional": model.bidirectional,
         "parameters beside the backbone": sorted(model.extras.items()),
     }
+
+
+def _widths_in_use(layers: list[LayerSpec]) -> list[str]:
+    """Names of the widths that count: latent attention and convolutions have no key/value heads, experts their own."""
+    names = ["dim", "n_layers", "n_heads"]
+    if any(not isinstance(kind.mixer, (MLA, ShortConv)) for kind in layers):
+        names += ["n_kv_heads", "head_dim"]
+    return names + (["hidden"] if any(not isinstance(kind.ffn, MoE) for kind in layers) else [])
 
 
 def _layer(kind: LayerSpec, dims: Dims) -> LayerSpec:

@@ -12,7 +12,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -59,13 +59,13 @@ def casts_patched(model_type: str) -> Iterator[None]:
     config = CONFIG_MAPPING[model_type]
     modules = [f"{config.__module__.replace('configuration', 'modeling')}", "transformers.modeling_rope_utils"]
     usual = torch.get_default_dtype()
-    with mock.patch.object(Tensor, "float", Tensor.double):
-        with mock.patch(f"{modules[0]}.torch", Exact()), mock.patch(f"{modules[1]}.torch", Exact()):
-            torch.set_default_dtype(torch.float64)  # constants that the modules keep as tensors
-            try:
-                yield
-            finally:
-                torch.set_default_dtype(usual)
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(Tensor, "float", Tensor.double))
+        for module in modules:
+            patches.enter_context(mock.patch(f"{module}.torch", Exact()))
+        patches.callback(torch.set_default_dtype, usual)
+        torch.set_default_dtype(torch.float64)  # constants that the modules keep as tensors
+        yield
 
 
 def cases(family: str) -> dict[str, dict]:

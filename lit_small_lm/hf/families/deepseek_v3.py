@@ -58,7 +58,14 @@ class DeepSeekV3(Decoder):
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
     }
-    fixed = {"attention_bias": False, "rope_interleave": True, "attention_dropout": 0.0, "moe_layer_freq": 1}
+    fixed = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "rope_interleave": True,
+        "moe_layer_freq": 1,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
 
     # -------------------------------------------------------------------------------------------------------- reading
     def shape(self, s: Settings) -> FixedShape:
@@ -175,6 +182,7 @@ class DeepSeekV3(Decoder):
             "qk_rope_head_dim": mixer.rope_dim,
             "v_head_dim": mixer.value_dim,
             "head_dim": mixer.rope_dim,
+            "num_key_value_heads": model.shape.resolve().n_heads,
         }
 
     def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:

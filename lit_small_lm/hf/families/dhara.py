@@ -67,7 +67,9 @@ class Dhara(Decoder):
         return dataclasses.replace(super().mixer(s, dims), qk_norm=norm)
 
     def ffn(self, s: Settings, dims: Dims) -> FFN:
-        return GatedMLP(activation=s.activation("hidden_act"), canon_span="hidden")
+        letters = s.value("canon_set")
+        spans_product = isinstance(letters, str) and "D" in letters
+        return GatedMLP(activation=s.activation("hidden_act"), canon_span="hidden" if spans_product else "gate_up")
 
     def layers(self, s: Settings, dims: Dims) -> tuple[list[str], dict[str, LayerSpec]]:
         names, kinds = super().layers(s, dims)
