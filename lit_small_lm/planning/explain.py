@@ -1,11 +1,12 @@
 """The composed network as flat pseudo-code with shapes, written down while it runs: never a text kept beside the code.
 
-Every layer runs on the meta device, without data or storage, and every torch function that is called on the
-way is noted, each module's own first sentence above what it does. The one trick is a number of rows and of positions
-that divides nothing else, so that every size of a result can be read back as B, T or a width. Works for any plug-in:
-what cannot run without data (a choice that depends on values) is said to be so, and its parameters are listed.
+Every layer runs on the meta device, without data or storage, and every torch function that is called on the way is
+noted, each module's own first sentence above what it does. The one trick is a number of rows and of positions that
+divides nothing else, so that every size of a result can be read back as B, T or a width. It works for any plug-in: of
+what cannot run without data (a choice that depends on values) it says so, and lists the parameters.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -19,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 
 from lit_small_lm.backbone import Backbone, Layer
 from lit_small_lm.context import Context, Kind, Trace, Visibility
-from lit_small_lm.errors import first_line
+from lit_small_lm.errors import RequestError, first_line
 from lit_small_lm.planning.listing import (
     Call,
     Names,
     is_in_place,
     name_of,
-    primes,
+    prime,
     saying,
     telling,
     tensors_in,
@@ -34,6 +35,10 @@ from lit_small_lm.planning.listing import (
 )
 from lit_small_lm.planning.outline import Outline
 
+BRANCHES = ("mixer", "ffn", "canon_a", "canon_c")
+"""Parts of a layer whose contract is h -> h of the same shape."""
+MOST = 150
+"""Lines of one module; a loop over positions has more."""
 LONGEST = 127
 """Rows and positions are primes up to this, or up to the longest document that has positions."""
 
@@ -48,10 +53,12 @@ def explain(outline: Outline, kind: Kind = "causal") -> str:
     """
     indices = range(outline.dims.n_layers)
     net = outline.network(indices).eval()
-    rows, positions = _sizes(outline, net)
+    widths = _widths(outline, net)
+    positions = prime(min(LONGEST, net.limit() or LONGEST), widths)
+    rows = prime(LONGEST, {positions, *widths})
     tokens = torch.zeros(rows, positions, dtype=torch.long, device="meta")
     visibility = Visibility.rows(tokens, kind=kind)
-    watch = _Watch(Names(rows, positions))
+    watch = _Watch(Names(rows, positions, widths))
     watch.follow(net, indices)
     watch.fixed = {"tokens": tokens, "positions": visibility.positions}
     watch.close("nothing")
@@ -62,13 +69,10 @@ def explain(outline: Outline, kind: Kind = "causal") -> str:
     return "\n".join(_page(watch.sections, outline, kind))
 
 
-def _sizes(outline: Outline, net: nn.Module) -> list[int]:
-    """Rows and positions that divide no width of the network and no number in its Specs."""
-    avoid = {size for tensor in net.parameters() for size in tensor.shape}
-    avoid |= set(_numbers(outline.spec.to_dict())) | set(dataclasses.astuple(outline.dims))
-    most = min(LONGEST, net.limit() or LONGEST)
-    found = primes(2, most, avoid)
-    return found[::-1] if len(found) == 2 else [1, most]
+def _widths(outline: Outline, net: nn.Module) -> set[int]:
+    """Every size of a weight and every number in the Specs."""
+    found = {size for tensor in net.parameters() for size in tensor.shape}
+    return found | set(_numbers(outline.spec.to_dict())) | set(dataclasses.astuple(outline.dims))
 
 
 def _numbers(record: Any) -> Iterator[int]:
@@ -79,24 +83,6 @@ def _numbers(record: Any) -> Iterator[int]:
             yield from _numbers(item)
 
 
-class _Shared(Trace):
-    """A record of the forward pass whose shared values (masks, rotary tables) are named by their key, not spelt out."""
-
-    def __init__(self, watch: "_Watch") -> None:
-        super().__init__()
-        self.watch = watch
-
-    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        with self.watch.muted():
-            value = super().once(key, make)
-        said = [str(part) for part in (key if isinstance(key, tuple) else (key,)) if part is not None]
-        name = said[0] + (f"({', '.join(said[1:])})" if said[1:] else "")
-        found = list(tensors_in(value))
-        for number, tensor in enumerate(found):
-            self.watch.names.given[id(tensor)] = name if len(found) == 1 else f"{name}[{number}]"
-        return value
-
-
 class _Watch(TorchFunctionMode):
     """Notes every call of a torch function, by section: before the layers, each layer, after them."""
 
@@ -105,16 +91,17 @@ class _Watch(TorchFunctionMode):
         self.names = names
         self.calls: list[Call] = []
         self.sections: dict[str, list[str]] = {}
+        self.paths: set[nn.Module] = set()
+        """Modules that give the stream back."""
         self.fixed: dict[str, Tensor] = {}
         """Tensors that have the same name in every section."""
-        self.mute = 0
-        """How many want silence."""
+        self._silent = 0
         self._kept: list[Any] = []
         self._used: set[int] = set()
 
     def follow(self, net: Backbone, indices: Sequence[int]) -> None:
         """Note what runs in each module of the network; its layers are those of `indices`."""
-        for name, tensor in net.named_parameters():
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
             inside = name.split(".", 2)[2] if name.startswith("layers.") else name
             self.names.parameters[id(tensor)] = inside
         for name, module in net.named_children():
@@ -123,8 +110,7 @@ class _Watch(TorchFunctionMode):
         for index, layer in zip(indices, net.layers, strict=True):
             for name, module in layer.named_children():
                 self._follow(name, module)
-            for path in (layer.mixer_path, layer.ffn_path):
-                path.forward = functools.partial(self._path, path.forward)
+            self.paths |= {layer.mixer_path, layer.ffn_path}
             layer.forward = functools.partial(self._layer, index, layer, layer.forward)
 
     def _follow(self, prefix: str, module: nn.Module) -> None:
@@ -144,9 +130,18 @@ class _Watch(TorchFunctionMode):
 
     def _note(self, call: Call) -> None:
         self._kept.append(call)  # an id must not be used again
-        if not self.mute:
+        if not self._silent:
             self._used |= {id(tensor) for tensor in tensors_in([call.args, call.kwargs])}
             self.calls.append(call)
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Note nothing within."""
+        self._silent += 1
+        try:
+            yield
+        finally:
+            self._silent -= 1
 
     def close(self, section: str) -> None:
         """End a section: its calls are written down, and names begin anew."""
@@ -158,8 +153,10 @@ class _Watch(TorchFunctionMode):
             self.names.give(tensor, name)
 
     def _layer(self, index: int, layer: Layer, run: Callable, carry: Any, ctx: Context) -> Any:
-        self._name_carry(carry)
-        self.close("before")
+        if self.calls:
+            for tensor in tensors_in(carry):
+                self.names.give(tensor, "x")
+            self.close("before")
         self._name_carry(carry)
         result = run(carry, ctx)
         unused = [tensor for tensor in layer.parameters() if id(tensor) not in self._used]
@@ -169,41 +166,51 @@ class _Watch(TorchFunctionMode):
         self._name_carry(result)
         return result
 
-    def _path(self, run: Callable, carry: Any, branch: Callable) -> Any:
-        result = run(carry, branch)
-        self._name_carry(result)
-        return result
-
     def _name_carry(self, carry: Any) -> None:
         for tensor in tensors_in(carry):
-            self.names.give(tensor, "x")
+            if id(tensor) not in self.names.given:
+                self.names.give(tensor, "x")
 
     def _module(self, name: str, module: nn.Module, run: Callable, *args: Any, **kwargs: Any) -> Any:
-        begin, used = len(self.calls), self._parameters_used()
+        begin = len(self.calls)
         try:
             result = run(*args, **kwargs)
-        except (RuntimeError, NotImplementedError) as error:
+        except Exception as error:
             return self._unfollowed(name, module, args[0], error)
+        if len(self.calls) - begin > MOST and module not in self.paths:
+            self._shorten(begin + MOST)
         given = tuple(tensors_in([args, kwargs]))
         results = [tensor for tensor in tensors_in(result) if id(tensor) not in map(id, given)]
         if len(self.calls) - begin > 1:
-            if results and self._parameters_used() == used:  # nothing inside that is learned: one line says it
+            if results and not self._learned(self.calls[begin:]):  # one line says it
                 self.calls[begin:] = [Call(name, given, {}, results)]
             self.calls.insert(begin, Call("", remark=f"{name}  {saying(module)}"))
-        if len(results) == 1 and id(results[0]) not in self.names.given:
-            self.names.give(results[0], variable(name))
+        if results and id(results[0]) not in self.names.given and len(results) == 1:
+            self.names.give(results[0], "x" if module in self.paths else variable(name))
         return result
 
-    def _parameters_used(self) -> int:
-        return len(self._used & self.names.parameters.keys())
+    def _learned(self, calls: Sequence[Call]) -> dict[int, Tensor]:
+        """The parameters that calls read, by id."""
+        read = (tensor for call in calls for tensor in tensors_in([call.args, call.kwargs]))
+        return {id(tensor): tensor for tensor in read if id(tensor) in self.names.parameters}
+
+    def _shorten(self, begin: int) -> None:
+        """Leave out the calls from `begin` on, but not the names of what they read."""
+        left, before = self.calls[begin:], self._learned(self.calls[:begin])
+        learned = tuple(tensor for key, tensor in self._learned(left).items() if key not in before)
+        functions = ", ".join(sorted({call.function for call in left if call.function}))
+        said = "".join(f", {self.names.of(tensor)}" for tensor in learned)
+        self.calls[begin:] = [Call("", learned, remark=f"and {len(left)} more lines, of {functions}{said}")]
 
     def _unfollowed(self, name: str, module: nn.Module, h: Tensor, error: Exception) -> Tensor:
-        """A mixer or FFN that does not run without data: by its contract the result is of the shape of h."""
-        if name not in ("mixer", "ffn"):
+        """A part that does not run without data; one whose contract is h -> h gives a result of that shape."""
+        if "." in name or isinstance(error, RequestError):
             raise error
-        self.mute += 1
-        result = torch.empty_like(h)
-        self.mute -= 1
+        if name not in BRANCHES:
+            text = f"--explain: {name} ({type(module).__name__}) does not run without data: {first_line(error)}"
+            raise RequestError(text) from error
+        with self.silence():
+            result = torch.empty_like(h)
         why = f"{name}  {saying(module)}; from here it does not run without data: {first_line(error)}"
         self.calls.append(Call("", remark=why))
         self._note(Call(name, (h, *module.parameters()), {}, [result]))
@@ -218,9 +225,8 @@ class _Shared(Trace):
         self.watch = watch
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        self.watch.mute += 1
-        value = super().once(key, make)
-        self.watch.mute -= 1
+        with self.watch.silence():
+            value = super().once(key, make)
         first, *rest = (str(part) for part in (key if isinstance(key, tuple) else (key,)) if part is not None)
         name, found = f"{first}({', '.join(rest)})" if rest else first, list(tensors_in(value))
         for number, tensor in enumerate(found):

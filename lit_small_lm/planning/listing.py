@@ -6,7 +6,6 @@ name, that of the module whose output it is if there is one.
 
 import dataclasses
 import inspect
-import itertools
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,17 +55,18 @@ class Call:
 
 
 class Names:
-    """What tensors are called, and how sizes are: B, T and multiples of them by letter."""
+    """What tensors are called, and how sizes are: B, T and multiples of them by letter, `widths` never."""
 
-    def __init__(self, rows: int, positions: int) -> None:
-        self.rows, self.positions = rows, positions
+    def __init__(self, rows: int, positions: int, widths: set[int]) -> None:
+        self.rows, self.positions, self.widths = rows, positions, widths
         self.given: dict[int, str] = {}
         self.parameters: dict[int, str] = {}
         self._kept: list[Tensor] = []
         self.start()
 
     def start(self) -> None:
-        """Begin a new section, in which names may be used again."""
+        """Begin a new section, in which all names may be given again."""
+        self.given.clear()
         self._taken: dict[str, int] = {}
         self._count = 0
 
@@ -77,9 +77,15 @@ class Names:
         self.given[id(tensor)] = name if count == 1 else f"{name}_{count}"
 
     def of(self, tensor: Tensor) -> str:
-        """The name of a tensor; a parameter's is followed by its shape."""
+        """The name of an argument; a parameter's is followed by its shape."""
         if id(tensor) in self.parameters:
             return f"{self.parameters[id(tensor)]}[{', '.join(map(str, tensor.shape))}]"
+        if id(tensor) not in self.given:
+            self.give(tensor, "earlier")
+        return self.given[id(tensor)]
+
+    def new(self, tensor: Tensor) -> str:
+        """The name of a result."""
         if id(tensor) not in self.given:
             self._count += 1
             self.give(tensor, f"h{self._count}")
@@ -87,8 +93,10 @@ class Names:
 
     def size(self, size: int) -> str:
         """A size in letters where it counts rows or positions."""
+        if size in self.widths or size < min(self.rows, self.positions):
+            return str(size)
         for unit, letters in ((self.rows * self.positions, "BT"), (self.positions, "T"), (self.rows, "B")):
-            if size and unit > 1 and size % unit == 0:
+            if size % unit == 0:
                 return letters if size == unit else f"{size // unit}{letters}"
         beyond = size - self.positions
         return f"T+{beyond}" if 0 < beyond < BEYOND else str(size)
@@ -103,7 +111,7 @@ def written(call: Call, names: Names) -> str:
     if not call.function:
         return textwrap.fill(call.remark, WIDTH, initial_indent="# ", subsequent_indent="#   ")
     said = _expression(call, names)
-    results = ", ".join(names.of(tensor) for tensor in call.results)
+    results = ", ".join(map(names.new, call.results))
     shapes = ", ".join(names.shape(tensor) for tensor in call.results)
     line = f"{results} = {said}" if results else said
     return f"{line:<76}  # {shapes}" if shapes else line
@@ -177,11 +185,10 @@ def saying(module: nn.Module) -> str:
     return f"{cls.__name__}: {' '.join(first.split()).removesuffix('.')}"
 
 
-def primes(count: int, most: int, avoid: set[int]) -> list[int]:
-    """Up to `count` primes of at most `most`, the largest first, that divide none of `avoid`
-    and lie just below none."""
-    free = (n for n in range(most, 1, -1) if all(a % n and not 0 < a - n < BEYOND for a in avoid if a))
-    return list(itertools.islice((n for n in free if all(n % divisor for divisor in range(2, n))), count))
+def prime(most: int, avoid: set[int]) -> int:
+    """The largest prime of at most `most` that divides none of `avoid`; `most` where there is none."""
+    free = (n for n in range(most, 1, -1) if all(a % n for a in avoid if a))
+    return next((n for n in free if all(n % divisor for divisor in range(2, n))), most)
 
 
 def is_in_place(function: str) -> bool:
@@ -196,7 +203,8 @@ def name_of(function: Callable) -> str:
 
 
 def variable(module: str) -> str:
-    """What the output of the module at this path is called: its last part, with the one before it where that alone is
-    the name of a torch function."""
-    *_, before, last = ["", *module.split(".")]
-    return last if getattr(torch, last, None) is None or not before else f"{before}_{last}"
+    """What the output of the module at this path is called: the last part, with as many before it as are needed for a
+    name that is none of a torch function."""
+    parts = module.split(".")
+    names = ("_".join(parts[-count:]) for count in range(1, len(parts) + 1))
+    return next((name for name in names if name.isidentifier() and getattr(torch, name, None) is None), parts[-1])
