@@ -1,0 +1,50 @@
+"""LayerNorm Scaling (arXiv 2502.05795) moved into the gains of its norms: what is left is plain Pre-LN.
+
+A branch reads factor * norm(x) * gain, so a gain of factor * gain does the same. Exact but for the rounding of one
+product; where training has moved the factor into the gains from the start, nothing is left to do.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lit_small_lm.backbone import BackboneSpec
+from lit_small_lm.hf.public import Unfit
+from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+from lit_small_lm.nn.residual import LayerNormScaling, PreNorm
+from lit_small_lm.plugin import Dims, Site
+
+
+def folded(
+    backbone: BackboneSpec, dims: Dims, state: Mapping[str, Tensor]
+) -> tuple[BackboneSpec, Mapping[str, Tensor]]:
+    """A backbone and its state dict with the factors of LayerNorm Scaling in the gains; any other as it is.
+
+    Raises:
+        Unfit: the factors are not on norms that have a gain.
+    """
+    scheme = backbone.norm
+    if not isinstance(scheme, LayerNormScaling):
+        return backbone, state
+    if scheme.factor_on == "branch":
+        raise Unfit("norm.factor_on branch: a factor on a branch's output is no gain")
+    if not isinstance(scheme.norm, (RMSNorm, LayerNorm)) or scheme.norm.gain == "none":
+        raise Unfit(f"norm.norm {type(scheme.norm).__name__} has no gain that a factor could go into")
+    plain = dataclasses.replace(backbone, norm=PreNorm(norm=dataclasses.replace(scheme.norm, start=1.0)))
+    if scheme.factor_on == "gain":
+        return plain, state
+    return plain, {**state, **_scaled(scheme, dims, state)}
+
+
+def _scaled(scheme: LayerNormScaling, dims: Dims, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gains and biases of every branch's norm times its factor."""
+    added = 1 if isinstance(scheme.norm, RMSNorm) and scheme.norm.gain == "1+w" else 0
+    found = {}
+    for layer in range(dims.n_layers):
+        for place in ("mixer", "ffn"):
+            factor, norm = scheme.factor(Site(dims, layer, place)), f"layers.{layer}.{place}_path.norm"
+            found[f"{norm}.weight"] = (state[f"{norm}.weight"] + added) * factor - added
+            if f"{norm}.bias" in state:
+                found[f"{norm}.bias"] = state[f"{norm}.bias"] * factor
+    return found
