@@ -21,9 +21,10 @@ from lit_small_lm.checkpoint import FORMAT, LanguageModel
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RunError
 from lit_small_lm.hf import writing
-from lit_small_lm.hf.importing import OWN, OWN_PREFIX, form_of, read_folder
+from lit_small_lm.hf.folding import folded
+from lit_small_lm.hf.importing import OWN, OWN_PREFIX, read_folder
 from lit_small_lm.hf.names import to_theirs
-from lit_small_lm.hf.public import Unfit
+from lit_small_lm.hf.public import Model, Unfit
 from lit_small_lm.hf.registry import fitting
 from lit_small_lm.hf.run_folder import random_ids
 from lit_small_lm.objectives.next_token import NextToken
@@ -97,9 +98,11 @@ def form_for(model: LanguageModel) -> Form:
 def _public(model: LanguageModel) -> Form:
     if type(model.objective) is not NextToken:
         raise Unfit(f"objective {type(model.objective).__name__}: public classes predict the next token")
-    backbone, state = model.net.spec, model.net.state_dict()
-    family, config = fitting(backbone, fixed(model.net.dims), model.encoder.specials.vocab_size)
-    return Form(config, to_theirs(form_of(config).entries, state))
+    dims, vocab_size = model.net.dims, model.encoder.specials.vocab_size
+    backbone, state = folded(model.net.spec, dims, model.net.state_dict())
+    family, config = fitting(backbone, fixed(dims), vocab_size)
+    entries = family.names(Model(backbone, fixed(dims), vocab_size))  # our widths say how our weights are joined
+    return Form(config, to_theirs(entries, state))
 
 
 def _own(model: LanguageModel, reason: str) -> Form:
