@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,15 @@ def test_optima(name, flops):
     best = fit.optimum(flops)
     found = f"{best.n:.3e}", f"{best.d:.3e}", f"{best.ratio:.2f}", f"{fit.loss(best.n, best.d):.4f}"
     assert found == OPTIMA[name, flops]
+
+
+def test_the_table_of_the_documentation():
+    page = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (1e\d+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    printed = {
+        (name, float(flops)): tuple(re.sub(r"e(\d)$", r"e+0\1", value) for value in row) for name, flops, *row in rows
+    }
+    assert printed == OPTIMA
 
 
 @each_fit
