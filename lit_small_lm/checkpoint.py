@@ -156,6 +156,11 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
     raise RunError("; ".join(reasons))
 
 
+def at(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, or of the newest good one of a run folder. Raises as `newest` and `read` do."""
+    return newest(path)[1] if path.is_dir() else read(path)
+
+
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
     """A trained model, ready to score and to generate."""
@@ -213,7 +218,7 @@ def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cp
     """
     discover(plugins)
     path = Path(path)
-    checkpoint = newest(path)[1] if path.is_dir() else read(path)
+    checkpoint = at(path)
     record = record_of(checkpoint)
     need_plugins(record)
     try:

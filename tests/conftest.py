@@ -2,11 +2,16 @@
 
 import os
 import random
+import runpy
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+
+public = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("public_model.py"))))
 
 WORDS = (
     "a across after all always among and apple ask at away before below bird boat book bread bring brown by call "
@@ -49,6 +54,22 @@ def tiny_text(tmp_path_factory):
     for number in range(40):
         (folder / f"page_{number:03d}.txt").write_text(_story(rng), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def public_folder(tmp_path):
+    """`public_folder()` makes a folder of a tiny Llama with a tokenizer, as it would come from a hub.
+
+    The network has three rows more than the tokenizer has ids. `name` is that of the folder, `changes` go into its
+    config.json.
+    """
+
+    def make(name="public", **changes) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        return public.write(folder, changes)
+
+    return make
 
 
 @pytest.fixture

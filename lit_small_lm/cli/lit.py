@@ -95,6 +95,8 @@ def run(command: str, argv: list[str]) -> int:
     if start.notice:
         report.say(start.notice)
     request = check_request(rest, roots(), base=start.config or "", beside=list(vars(options)))
+    if command == "fit" and options.init_from and start.record is not None:
+        request = request.with_tokenizer(start.record["tokenizer"]["spec"])
     for notice in request.notices:
         report.say(notice)
     try:
@@ -224,9 +226,13 @@ class LitCLI(LightningCLI):
                 raise RequestError("trainer.max_steps, trainer.limit_train_batches: 0; allowed: at least 1")
             stops.check(config)
             lightning_parts.refuse_contradiction(trainer)
-        version = f"lit_small_lm: {json.dumps(__version__)}\n"
-        self.config_text = version + self._parser(self.subcommand).dump(config, skip_unset=False)
+        self.config_text = self.dumped()
         self._report_changes()
+
+    def dumped(self) -> str:
+        """The whole configuration as YAML, the version first."""
+        version = f"lit_small_lm: {json.dumps(__version__)}\n"
+        return version + self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
 
     def _report_changes(self) -> None:
         """Say what a resume or branch changes; what defines the model cannot change."""

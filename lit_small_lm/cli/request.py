@@ -43,6 +43,15 @@ class Request:
     notices: list[str]
     """Options that were given and then dropped, a line each."""
 
+    def with_tokenizer(self, spec: Mapping[str, Any]) -> "Request":
+        """The same request for another tokenizer than the one it names; a notice says so."""
+        data, passed = self.tree.get("data", {}), self.argv[2:] if self.tree else self.argv
+        if data.get("tokenizer") == spec:
+            return self
+        tree = {**self.tree, "data": {**data, "tokenizer": dict(spec)}}
+        kept = f"data.tokenizer: {spec['class_path'].rpartition('.')[2]}, that of the checkpoint, goes with its weights"
+        return Request(["--config", json.dumps(tree), *passed], tree, [*self.notices, kept])
+
 
 def check_request(
     argv: Sequence[str], roots: Mapping[str, Option], base: str = "", beside: Sequence[str] = ()

@@ -14,7 +14,10 @@ def resolved(text: str) -> str:
 
 
 class _Resolver(LitCLI):
-    """Parses, and neither builds nor runs."""
+    """Parses, and neither builds nor runs; what depends on the machine stays open."""
+
+    def before_instantiate_classes(self) -> None:
+        self.config_text = self.dumped()
 
     def instantiate_classes(self) -> None:
         pass

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lit_small_lm.checkpoint import checkpoints_in, need_plugins, newest, read, record_of
+from lit_small_lm.checkpoint import at, checkpoints_in, need_plugins, newest, read, record_of
 from lit_small_lm.cli.options import Options
 from lit_small_lm.errors import RequestError, shown
 
@@ -22,7 +22,8 @@ TEXT = """options of the run:
   --run_dir DIR          where everything of the run goes (default: a new directory below runs/)
   --resume               go on in --run_dir from its newest good checkpoint, with its configuration
   --branch_from FILE     start a new run from a checkpoint's whole state (another decay, more steps)
-  --init_from FILE       start a new run from a checkpoint's weights only (the averaged ones if it has an average)
+  --init_from FILE       start a new run from a checkpoint's weights and tokenizer only (the averaged weights if it has
+                         an average); FILE may also be a run folder
   --plugins PATH         load your own plug-ins from a file or folder; may be repeated
 """
 
@@ -137,7 +138,7 @@ def fit_start(options: argparse.Namespace) -> Start:
     if options.branch_from:
         return _whole(options.branch_from, read(options.branch_from))
     if options.init_from:
-        content = read(options.init_from)
+        content = at(options.init_from)
         averaged = "--init_from: the checkpoint's averaged weights are taken" if "averaging_state" in content else ""
         return Start(record=record_of(content), notice=averaged)
     return Start()

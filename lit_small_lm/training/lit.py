@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit
-from lit_small_lm.checkpoint import make_record, read, record_of, recorded_dims, weights_of
+from lit_small_lm.checkpoint import at, make_record, record_of, recorded_dims, weights_of
 from lit_small_lm.context import Context
 from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import fold, seed_all
@@ -132,7 +132,7 @@ class LanguageModule(LightningModule, abc.ABC):
         return net
 
     def _take_weights(self, path: Path) -> None:
-        checkpoint = read(path)
+        checkpoint = at(path)
         if record_of(checkpoint)["tokenizer"]["record"] != self.encoder.record():
             raise RequestError(f"--init_from {path}: it was trained with another tokenizer")
         try:
@@ -266,7 +266,7 @@ class LanguageModule(LightningModule, abc.ABC):
             raise RequestError(
                 "data.tokenizer: not the checkpoint's; set data.encoder_record to that of the checkpoint"
             )
-        if record["corpus"] != self.trainer.datamodule.fingerprint():
+        if record["corpus"] not in (None, self.trainer.datamodule.fingerprint()):
             warnings.warn(
                 "data.source: the text, and what of it is held out, is not that of the checkpoint", stacklevel=2
             )
