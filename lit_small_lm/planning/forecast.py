@@ -186,6 +186,22 @@ def tokens_for(size: Size, bound: Bound, *, total: Size | None = None) -> Tokens
     return TokensForecast(found, d, ratio, (*about(bound), *about_experts(size, total)))
 
 
+def fed(tokens: float, found: TokensForecast) -> Statement | None:
+    """How `tokens` compare with those at which the network is at its optimum; None where no fit can be used."""
+    if found.d is None:
+        return None
+    shares = f"{tokens / found.d.high:.2g} to {tokens / found.d.low:.2g} times"
+    if tokens < found.d.low:
+        text = (
+            f"{tokens:.3g} tokens are {shares} what this network wants: a smaller one would do better on this compute"
+        )
+    elif tokens <= found.d.high:
+        text = f"{tokens:.3g} tokens are {shares} what this network wants: the fits do not agree on which side of it"
+    else:
+        text = f"{tokens:.3g} tokens are {shares} what this network wants: a larger one would do better on this compute"
+    return Statement(text, doubt="a small network that is used a lot is worth more tokens than that")
+
+
 def tokens_to_reach(target: float, size: Size, bound: Bound, *, unique: float | None = None) -> ReachForecast:
     """The tokens after which a network is predicted to have this loss, nats per token."""
     return _reached(bound, lambda fit: fit.tokens_to_reach(target, counted(fit, size), unique))

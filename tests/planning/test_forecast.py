@@ -83,6 +83,20 @@ def test_tokens_for_a_network():
     assert found.ratio.low == pytest.approx(found.d.low / 70e6)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (1e8, "1e+08 tokens are 0.055 to 0.081 times what this network wants: a smaller one"),
+        (1.5e9, "1.5e+09 tokens are 0.83 to 1.2 times what this network wants: the fits do not agree"),
+        (1e10, "1e+10 tokens are 5.5 to 8.1 times what this network wants: a larger one"),
+    ],
+)
+def test_how_a_network_is_fed(tokens, said):
+    found = forecast.tokens_for(Size(70_000_000, 50_000_000), "exact")
+    assert forecast.fed(tokens, found).text.startswith(said)
+    assert forecast.fed(tokens, forecast.tokens_for(SMALL, "upper")) is None
+
+
 def test_needs():
     tokens = forecast.tokens_to_reach(3.7, SMALL, "exact")
     assert tokens.band.low == min(reach.value for reach in tokens.by_fit.values())
