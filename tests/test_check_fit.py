@@ -1,5 +1,6 @@
 """Families and shapes that do not go together: found before anything is built, in one line that names both values."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -7,13 +8,17 @@ import pytest
 from lit_small_lm.backbone import BackboneSpec, LayerSpec, check_fit
 from lit_small_lm.errors import RequestError
 from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.mla import MLA
 from lit_small_lm.nn.mlp import MLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.positions import Learned, Rotary
+from lit_small_lm.nn.routers import SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Dims
 from lit_small_lm.shapes import FixedShape
 
 CONV = LayerSpec(mixer=ShortConv())
+MOE = BackboneSpec(layer=LayerSpec(ffn=MoE(expert=MLP(), router=SoftmaxRouter(top_k=3), n_experts=2)))
 LOCAL = LayerSpec(mixer=Attention(window=8))
 
 
@@ -50,6 +55,17 @@ def test_the_network_has_no_storage():
             "positions.share 0.4 of head_dim 8 rotates 3 channels",
         ),
         (BackboneSpec(layer=LayerSpec(positions=Learned())), dims(), "layer.positions: Learned adds to the embedding"),
+        (MOE, dims(), "ffn.router.top_k: 3; allowed: at most n_experts 2"),
+        (
+            dataclasses.replace(MOE, layer=LayerSpec(ffn=MoE(expert=MLP(), router=SoftmaxRouter())), canon_at="AD"),
+            dims(),
+            "canon_at: D has no place in a layer of Attention with MoE",
+        ),
+        (
+            BackboneSpec(layer=LayerSpec(mixer=MLA(rope_dim=5))),
+            dims(),
+            "positions.share 1.0 of head_dim 5 rotates 5 channels; allowed: even",
+        ),
         (BackboneSpec(canon_at="E"), dims(), "canon_at: 'E'; allowed: letters of ABCD, each at most once"),
         (BackboneSpec(pattern=("layer", "global")), dims(), "backbone.pattern: 'global' is not a known kind of layer"),
         (BackboneSpec(first=("dense",)), dims(), "backbone.first: 'dense' is not a known kind of layer; known: layer"),

@@ -41,8 +41,9 @@ def record(part, file):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.stem)
 def test_family_trains_on_a_tiny_shape(family, tmp_path, tiny_text):
     spec = BackboneSpec.from_dict(record("backbone", family))
-    depth = str(len(spec.first) + len(spec.pattern) + 1)
-    shape = ["--model.shape.dim", "16", "--model.shape.n_layers", depth, "--model.shape.n_heads", "2"]
+    kinds = spec.first + spec.pattern
+    depth = max(2, *(kinds.index(name) + 1 for name in kinds))  # every kind of layer occurs
+    shape = ["--model.shape.dim", "16", "--model.shape.n_layers", str(depth), "--model.shape.n_heads", "2"]
     argv = ["--model", "AutoregressiveLM", "--model.backbone", str(family), *shape]
     assert fit(argv, tiny_text, tmp_path / "run") == 0
     assert read(checkpoints_in(tmp_path / "run")[0])["lit_small_lm"]["step"] == 2
