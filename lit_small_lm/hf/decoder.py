@@ -203,9 +203,9 @@ class Decoder(Family):
 
     def positions_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         """The fields of rotary positions; a scale of the scores is taken for YaRN's."""
-        rotary = next((kind.positions for kind in kinds if isinstance(kind.positions, Rotary)), None)
-        if rotary is None:
-            raise Unfit(f"positions {type(model.backbone.positions).__name__} are not Rotary", FOREIGN)
+        places = [kind.positions for kind in kinds] + [model.backbone.positions]
+        rotary = next((positions for positions in places if isinstance(positions, Rotary)), None)
+        rotary = part(places[-1], Rotary, "positions") if rotary is None else rotary
         scales = [kind.mixer.scale for kind in kinds if isinstance(kind.mixer, Attention) and kind.mixer.scale]
         return write_rope(rotary, amplitude_of(scales[0], model.shape.resolve().head_dim) if scales else 1.0)
 

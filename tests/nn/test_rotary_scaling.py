@@ -8,7 +8,7 @@ import torch
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError
 from lit_small_lm.nn.positions import Rotary
-from lit_small_lm.nn.rotary_scaling import LinearScaling, Llama3Scaling
+from lit_small_lm.nn.rotary_scaling import LinearScaling, Llama3Scaling, YarnScaling
 
 
 def test_linear_scaling_interpolates_positions():
@@ -28,6 +28,36 @@ def test_llama3_scaling_by_wavelength():
     between = 1 / (0.5 / 40 + 0.5 / 320)  # 100/40 turns lie midway between 1 and 4
     wanted = torch.tensor([10.0, 24.9, between, 800.8, 40000.0], dtype=torch.float64)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_yarn_by_the_number_of_the_pair():
+    """Pairs that turn more than 16 / pi times within the length are kept, those that turn less than once divided."""
+    scaling = YarnScaling(factor=4.0, original_length=64, fast_turns=16 / math.pi, slow_turns=1.0, borders="exact")
+    plain = 100.0 ** -(torch.arange(0, 16, 2, dtype=torch.float64) / 16)
+    step = math.log(100) / 8
+    first, last = math.log(64 / 32) / step, math.log(64 / (2 * math.pi)) / step
+    stretched = [min(max((i - first) / (last - first), 0), 1) for i in range(8)]
+    wanted = torch.tensor([f * (1 - s) + f * s / 4 for f, s in zip(plain.tolist(), stretched, strict=True)])
+    torch.testing.assert_close(scaling.frequencies(plain), wanted.double(), rtol=1e-6, atol=0)
+    assert stretched[1] == 0 and 0 < stretched[2] < 1 and stretched[5] == 1
+
+
+def test_yarn_s_borders_at_whole_pairs():
+    scaling = YarnScaling(factor=4.0, original_length=64, fast_turns=16 / math.pi)
+    plain = 100.0 ** -(torch.arange(0, 16, 2, dtype=torch.float64) / 16)
+    share = plain / scaling.frequencies(plain)  # 1 where kept, 4 where stretched in full
+    assert share[1] == 1 and share[5] == 4
+    stretched = (1 - scaling.frequencies(plain) / plain) / 0.75
+    torch.testing.assert_close(stretched[1:6], torch.linspace(0, 1, 5, dtype=torch.float64)[:5], rtol=1e-9, atol=1e-9)
+
+
+def test_a_lone_pair_is_kept():
+    assert YarnScaling().frequencies(torch.ones(1)) == 1
+
+
+def test_yarn_s_turns_in_the_wrong_order_are_refused():
+    with pytest.raises(RequestError, match="fast_turns: 1.0; allowed: above slow_turns 1.0"):
+        YarnScaling(fast_turns=1.0).frequencies(torch.ones(3))
 
 
 def test_tables_of_two_scalings_are_not_mixed_up():

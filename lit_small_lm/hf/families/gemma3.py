@@ -72,17 +72,22 @@ class Gemma3(Llama):
     def both_ways(self, s: Settings) -> bool:
         return s.choice("use_bidirectional_attention", {True: True, False: False, None: False})
 
+    def objects(self, s: Settings, key: str) -> Mapping[str, Any]:
+        """The object under a key; nothing if it is not there."""
+        found = s.given.get(key) or {}
+        if not isinstance(found, Mapping):
+            raise s.refused(key, "an object")
+        return found
+
     def rope(self, s: Settings, kind: str) -> Rotary:
         """The rotary positions of one kind of layer."""
-        given = s.given.get("rope_parameters") or {}
-        if not isinstance(given, Mapping) or not all(isinstance(given.get(name) or {}, Mapping) for name in TYPES):
-            raise s.refused("rope_parameters", "an object with an object for each of " + ", ".join(TYPES))
+        given = self.objects(s, "rope_parameters")
         for name in given:
             if name not in TYPES:
                 raise not_known(f"{s.where}: rope_parameters", name, TYPES)
-        own = {**(given.get(kind) or {})}
+        own = self.objects(Settings(given, {}, f"{s.where}: rope_parameters"), kind)
         if kind == "full_attention":
-            return read_rope(s, self.theta, given={**own, **(s.given.get("rope_scaling") or {})}).positions
+            return read_rope(s, self.theta, given={**own, **self.objects(s, "rope_scaling")}).positions
         local = {key: value for key, value in s.given.items() if key != "rope_theta"}
         base = s.number("rope_local_base_freq", above=0)
         return read_rope(Settings(local, s.defaults, s.where), base, given=own).positions

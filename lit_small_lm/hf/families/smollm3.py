@@ -74,6 +74,11 @@ class SmolLM3(Llama):
             raise s.refused("layer_types", "full_attention alone, or use_sliding_window with a sliding_window")
         return windowed
 
+    def positions_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
+        if all(isinstance(kind.positions, NoPositions) for kind in kinds):
+            return {}
+        return super().positions_config(model, kinds)
+
     def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         no_rope = [int(not isinstance(kind.positions, NoPositions)) for kind in kinds]
         windows = window_config(kinds, model.bidirectional)
