@@ -49,6 +49,9 @@ class Weights(Mapping[str, Tensor]):
             self._files[file] = _opened(file)
         return _guarded(file, lambda: self._files[file].get_tensor(name))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.headers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.headers)
 

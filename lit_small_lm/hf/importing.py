@@ -117,6 +117,9 @@ class _Reader(Mapping[str, Tensor]):
             raise RunError(f"{shown(str(self.weights.headers[place].file))}: {shown(place)} holds numbers not finite")
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
