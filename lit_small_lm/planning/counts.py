@@ -86,12 +86,11 @@ def parameters(outline: Outline, extras: Mapping[str, int] | None = None) -> Par
     """
     extras = extras or {}
     weights = _weighed(outline)
-    plain = outline.without_canon()
-    canon = _sum(weights) - _sum(_weighed(plain))
-    components: Counter[str] = Counter()
-    for weight, times in _weighed(plain):
+    plain = _weighed(outline.without_canon()) if outline.has_canon else weights
+    components: Counter[str] = Counter(extras)
+    for weight, times in plain:
         components[weight.component] += weight.count * times
-    components.update({"canon": canon} if canon else {}, **extras)
+    components["canon"] += _sum(weights) - _sum(plain)
     roles: Counter[str] = Counter()
     for weight, times in weights:
         roles[weight.role] += weight.count * times
@@ -104,7 +103,7 @@ def parameters(outline: Outline, extras: Mapping[str, int] | None = None) -> Par
         active=total - _idle(weights),
         active_matmul=_sum(matrices) - _idle(matrices) + head,
         buffers=_buffers(outline),
-        components=dict(components),
+        components={name: count for name, count in components.items() if count},
         by_role=dict(roles),
     )
 
@@ -119,10 +118,9 @@ def size(outline: Outline) -> Size:
 
 def _weighed(outline: Outline) -> list[tuple[Weight, int]]:
     """Every parameter of the network, and how often there is one like it."""
-    groups = outline.groups
-    net = outline.network([group.index for group in groups])
+    net = outline.sketch
     found = [(weight, 1) for weight in _outside(net)]
-    for group, layer in zip(groups, net.layers, strict=True):
+    for group, layer in zip(outline.groups, net.layers, strict=True):
         found += [(weight, group.count) for weight in _of_layer(layer)]
     return found
 
@@ -166,8 +164,7 @@ def _idle(weights: list[tuple[Weight, int]]) -> int:
 
 
 def _buffers(outline: Outline) -> int:
-    groups = outline.groups
-    net = outline.network([group.index for group in groups])
+    net = outline.sketch
     inside = [sum(buffer.numel() for buffer in layer.buffers()) for layer in net.layers]
     outside = sum(buffer.numel() for buffer in net.buffers()) - sum(inside)
-    return outside + sum(count * group.count for count, group in zip(inside, groups, strict=True))
+    return outside + sum(count * group.count for count, group in zip(inside, outline.groups, strict=True))

@@ -8,7 +8,7 @@ convention causality is not discounted, recomputation is not credited, and a win
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ def flops(outline: Outline, counted: Parameters, positions: int, kind: Kind = "c
     Raises:
         RequestError: parts of the family that do not go together.
     """
-    seen = [(group.count, attention(outline, group.index, positions, kind)) for group in outline.groups]
+    counts = [group.count for group in outline.groups]
+    seen = list(zip(counts, attention(outline, positions, kind), strict=True))
     attended = sum(count * found.windowed for count, found in seen)
     convolved = 2 * counted.by_role.get("convolution", 0)
     forward = 2 * counted.active_matmul + attended + convolved
@@ -70,6 +71,15 @@ def flops(outline: Outline, counted: Parameters, positions: int, kind: Kind = "c
     )
 
 
+class _Call(NamedTuple):
+    """A call of the attention kernel."""
+
+    per_key: int
+    """Operations for one query and one key, over all heads."""
+    keys: int
+    mask: Tensor | None
+
+
 @dataclass(frozen=True)
 class Attended:
     """Operations of the attention of one layer, for one token."""
@@ -79,16 +89,22 @@ class Attended:
     """With no more keys a query than its window has."""
 
 
-def attention(outline: Outline, index: int, positions: int, kind: Kind) -> Attended:
-    """What the attention of layer `index` computes for each of `positions` tokens."""
-    net = outline.network([index])
+def attention(outline: Outline, positions: int, kind: Kind) -> list[Attended]:
+    """What the attention of one layer of each group computes for each of `positions` tokens."""
+    net, found = outline.sketch, []
     tokens = torch.zeros(1, positions, dtype=torch.long, device="meta")
-    watched = Watched.rows(tokens, kind=kind)
-    with torch.no_grad(), _Kernels() as kernels:
-        net(tokens, Context(watched), scored=tokens.new_zeros(1))
+    for layer in net.layers:
+        watched = Watched.rows(tokens, kind=kind)
+        with torch.no_grad(), _Kernels() as kernels:
+            layer(net.open(net.embed(tokens)), Context(watched))
+        found.append(_summed(kernels.calls, watched.masks))
+    return found
+
+
+def _summed(calls: list[_Call], masks: list[tuple[Tensor, int | None]]) -> Attended:
     full = windowed = 0
-    for per_key, keys, mask in kernels.calls:
-        window = next((window for made, window in watched.masks if made is mask), None)
+    for per_key, keys, mask in calls:
+        window = next((window for made, window in masks if made is mask), None)
         full += per_key * keys
         windowed += per_key * min(keys, window or keys)
     return Attended(full, windowed)
@@ -111,13 +127,12 @@ class _Kernels(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[int, int, Tensor | None]] = []
-        """For each call: operations for one query and key over all heads, the number of keys, and the mask."""
+        self.calls: list[_Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             query, key, value, *rest = args
             mask = rest[0] if rest else kwargs.get("attn_mask")
-            self.calls.append((2 * query.shape[1] * (query.shape[3] + value.shape[3]), key.shape[2], mask))
+            self.calls.append(_Call(2 * query.shape[1] * (query.shape[3] + value.shape[3]), key.shape[2], mask))
         return func(*args, **kwargs)

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lit_small_lm.grouped  # noqa: F401  (registers the operators that `workspace` knows)
 
 POOLED = 32 << 20
-"""Bytes up to which a tensor comes out of the C library's heap (glibc's largest M_MMAP_THRESHOLD); larger ones are mapped
-by themselves and given back when they go."""
+"""Bytes up to which a tensor comes out of the C library's heap, which keeps what is freed (glibc's largest
+M_MMAP_THRESHOLD); a larger one is mapped by itself and given back when it goes."""
 
 
 class Ledger(TorchDispatchMode):

@@ -47,6 +47,24 @@ class Outline:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """The groups of equal layers. Raises RequestError for parts of the family that do not go together."""
+        return tuple(group for group, _ in self._found)
+
+    @cached_property
+    def sketch(self) -> Backbone:
+        """The network with one layer of each group, on the meta device: to be looked at, not to be changed."""
+        net = self._shell()
+        net.layers = nn.ModuleList(layer for _, layer in self._found)
+        return net
+
+    def network(self, indices: Sequence[int]) -> Backbone:
+        """The network with these of its layers alone, on the meta device, a new one at every call."""
+        kinds, net = self.spec.layers(self.dims.n_layers), self._shell()
+        net.layers = nn.ModuleList(self._layer(kinds[index], index) for index in indices)
+        return net
+
+    @cached_property
+    def _found(self) -> list[tuple[Group, Layer]]:
+        """Every group, with the layer that stands for it."""
         kinds: list[tuple[LayerSpec, list[int]]] = []
         for index, kind in enumerate(self.spec.layers(self.dims.n_layers)):
             members = next((members for other, members in kinds if other == kind), None)
@@ -54,26 +72,30 @@ class Outline:
                 kinds.append((kind, [index]))
             else:
                 members.append(index)
-        return tuple(group for kind, members in kinds for group in self._grouped(kind, members))
+        return [group for kind, members in kinds for group in self._grouped(kind, members)]
 
-    def _grouped(self, kind: LayerSpec, members: Sequence[int]) -> list[Group]:
-        looked_at = {members[0], members[len(members) // 2], members[-1]}
-        if len({_form(self._layer(kind, index)) for index in looked_at}) == 1:
-            return [Group(tuple(members))]
-        return [Group((index,)) for index in members]
+    def _grouped(self, kind: LayerSpec, members: Sequence[int]) -> list[tuple[Group, Layer]]:
+        looked_at = sorted({members[0], members[len(members) // 2], members[-1]})
+        layers = [self._layer(kind, index) for index in looked_at]
+        if len(set(map(_form, layers))) == 1:
+            return [(Group(tuple(members)), layers[0])]
+        return [(Group((index,)), self._layer(kind, index)) for index in members]
 
     def _layer(self, kind: LayerSpec, index: int) -> Layer:
         with torch.device("meta"):
             return build_layer(self.spec, kind, self.dims, index)
 
-    def network(self, indices: Sequence[int]) -> Backbone:
-        """The network with these of its layers alone, on the meta device; a layer may be named more than once."""
-        kinds = self.spec.layers(self.dims.n_layers)
+    def _shell(self) -> Backbone:
+        """The network without layers worth mentioning."""
         with torch.device("meta"):
             net = Backbone(self.spec, dataclasses.replace(self.dims, n_layers=1), self.vocab_size)
         net.dims = self.dims
-        net.layers = nn.ModuleList(self._layer(kinds[index], index) for index in indices)
         return net
+
+    @property
+    def has_canon(self) -> bool:
+        """Whether any layer asks for Canon layers."""
+        return any(kind.canon_at for kind in self.spec.layers(self.dims.n_layers))
 
     def without_canon(self) -> "Outline":
         """The same network without its Canon layers."""

@@ -6,7 +6,7 @@ gradients of the step before are still there, the backward pass, clipping, and t
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from lit_small_lm.backbone import Backbone
-from lit_small_lm.context import Context
+from lit_small_lm.context import Context, Kind, Visibility
 from lit_small_lm.planning.ledger import Ledger
-from lit_small_lm.planning.outline import Outline
+from lit_small_lm.planning.outline import Group, Outline
 from lit_small_lm.planning.workload import Workload
 from lit_small_lm.plugin import Batch, Query, Specials
 
@@ -29,7 +30,7 @@ HELD_IN = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 @dataclass(frozen=True)
-class Bytes:
+class StepBytes:
     """Bytes of a training step, on a process that holds all of the network."""
 
     weights: int
@@ -48,29 +49,48 @@ class Bytes:
     pooled: int
     """The most that is alive at once in tensors of at most `ledger.POOLED` bytes."""
 
-    def plus(self, other: "Bytes", times: int) -> "Bytes":
+    def plus(self, other: "StepBytes", times: int) -> "StepBytes":
         """The sum with so many of another."""
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Bytes(*(mine + times * theirs for mine, theirs in pairs))
+        return StepBytes(*(mine + times * theirs for mine, theirs in pairs))
 
 
-def rehearse(outline: Outline, workload: Workload) -> Bytes:
+def rehearse(outline: Outline, workload: Workload) -> StepBytes:
     """The bytes of a training step of the whole network.
 
-    A network of two layers of each kind is rehearsed, and for each kind one with a third: what the third adds, so does
-    every further one.
+    Networks of two and three layers of each kind are rehearsed: what the third adds, so does every further one. Where
+    what travels between layers grows with depth (layers that read all those before them), the whole depth is.
     """
     groups = outline.groups
-    shallow = [index for group in groups for index in group.members[:2]]
-    base = found = step(outline.network(sorted(shallow)), workload)
+    if carry_grows(outline, workload.objective.kind):
+        return _shallow(outline, workload, dict.fromkeys(groups, outline.dims.n_layers))
+    base = found = _shallow(outline, workload, dict.fromkeys(groups, 2))
     for group in groups:
         if group.count > 2:
-            deeper = step(outline.network(sorted([*shallow, group.members[2]])), workload)
+            deeper = _shallow(outline, workload, {**dict.fromkeys(groups, 2), group: 3})
             found = found.plus(deeper.plus(base, -1), group.count - 2)
     return found
 
 
-def step(net: Backbone, workload: Workload) -> Bytes:
+def carry_grows(outline: Outline, kind: Kind) -> bool:
+    """Whether a layer hands on more tensors than it got."""
+    net = outline.sketch
+    tokens = torch.zeros(1, 1, dtype=torch.long, device="meta")
+    carry, ctx = net.open(net.embed(tokens)), Context(Visibility.rows(tokens, kind=kind))
+    for layer in net.layers:
+        before, carry = carry, layer(carry, ctx)
+        if len(pytree.tree_leaves(carry)) > len(pytree.tree_leaves(before)):
+            return True
+    return False
+
+
+def _shallow(outline: Outline, workload: Workload, most: Mapping[Group, int]) -> StepBytes:
+    """The step of a network with up to so many layers of each kind."""
+    indices = [index for group, count in most.items() for index in group.members[:count]]
+    return step(outline.network(sorted(indices)), workload)
+
+
+def step(net: Backbone, workload: Workload) -> StepBytes:
     """The bytes of a training step of a network on the meta device; it is not to be used afterwards."""
     try:
         return _Step(net, workload, contextlib.nullcontext()).bytes()
@@ -95,7 +115,7 @@ class _Step:
         self.ledger, self.fake = Ledger(), FakeTensorMode(allow_non_fake_inputs=True)
         self.query = _query(workload, net.embed.num_embeddings)
 
-    def bytes(self) -> Bytes:
+    def bytes(self) -> StepBytes:
         """What is alive, and when."""
         net, workload, ledger = self.net, self.workload, self.ledger
         net.to(HELD_IN.get(workload.precision, torch.float32)).train()
@@ -110,7 +130,7 @@ class _Step:
             forward, backward, update = self._peaks(optimizer)
             state = sum(_size(value) for values in optimizer.state.values() for value in values.values())
         gradients = sum(_size(parameter.grad) for parameter in net.parameters())
-        return Bytes(
+        return StepBytes(
             weights=weights,
             gradients=gradients,
             optimizer=state,
