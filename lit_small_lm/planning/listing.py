@@ -164,15 +164,17 @@ def _joined(items: list[str]) -> str:
 
 
 def telling(function: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that change anything: not None, False, zero or the function's own default."""
+    """The keyword arguments that change anything: not None, the meta device or the function's default, if it tells."""
     try:
         defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
     except (TypeError, ValueError):  # built-in functions do not tell
         defaults = {}
+    silent = (None, META)
     return {
         name: value
         for name, value in kwargs.items()
-        if isinstance(value, Tensor) or not (value is None or value == META or value == defaults.get(name, False))
+        if isinstance(value, (Tensor, list, tuple))
+        or not any(type(value) is type(other) and value == other for other in (*silent, defaults.get(name)))
     }
 
 
@@ -193,7 +195,7 @@ def prime(most: int, avoid: set[int]) -> int:
 
 def is_in_place(function: str) -> bool:
     """Whether a function of this name changes its first argument."""
-    return function == "__setitem__" or (function.endswith("_") and not function.endswith("__"))
+    return re.fullmatch(r"__setitem__|__i(?!nit|nvert)\w+__|\w*[a-z0-9]_", function) is not None
 
 
 def name_of(function: Callable) -> str:

@@ -133,7 +133,7 @@ def test_kinds_of_layers():
 
 def test_bidirectional_attention_is_not_causal():
     text = explained(BackboneSpec(), kind="bidirectional")
-    assert text.startswith("# 3 layers, bidirectional") and "is_causal" not in text
+    assert text.startswith("# 3 layers, bidirectional") and "is_causal=False" in text and "is_causal=True" not in text
 
 
 def test_short_positions():
