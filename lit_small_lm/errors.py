@@ -32,7 +32,7 @@ def warn_or_refuse(text: str, level: str) -> None:
     """Warn of something that does not go well; at level "error" raise RequestError."""
     if level == "error":
         raise RequestError(text)
-    warnings.warn(text, stacklevel=3)
+    warnings.warn(text, stacklevel=2)  # in our name: what is said in that of Lightning, which calls us, is not shown
 
 
 def shown(value: object) -> str:

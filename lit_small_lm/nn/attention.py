@@ -31,6 +31,12 @@ class Attention(Mixer):
     """Applied to queries and keys before they are rotated (arXiv 2302.05442); null: none."""
     qk_norm_over: Literal["head", "width"] = "head"
     """What `qk_norm` spans: each head by itself with one gain for all (Qwen 3), or all heads at once (OLMo 2)."""
+    v_norm: Norm | None = None
+    """Applied to the values of each head, with one gain for all (with `qk_norm`: QKV-norm, arXiv 2503.04598); null:
+    none."""
+    value_residual: Literal["learned", "none"] = "none"
+    """Whether values are mixed with those of the first attention, by two learned weights that start at a half (arXiv
+    2410.17897)."""
     dropout: float = setting(0.0, low=0, below=1, unit="probability")
     """On the output, while training."""
     attention_dropout: float = setting(0.0, low=0, below=1, unit="probability")
@@ -56,6 +62,8 @@ class AttentionMixer(nn.Module):
         self.canon = site.tap("B", width)
         self.q_norm = _norm_of(spec, dims.n_heads, dims.head_dim)
         self.k_norm = _norm_of(spec, dims.n_kv_heads, dims.head_dim)
+        self.v_norm = None if spec.v_norm is None else spec.v_norm.build(dims.head_dim)
+        self.mix_values = None if spec.value_residual == "none" else ValueMix(site.layer)
         self.rotate = site.positions.rotate(dims.head_dim) if site.positions else None
         self.o_proj = Linear(dims.n_heads * dims.head_dim, dims.dim, role="out", bias=spec.shift == "bias")
 
@@ -63,6 +71,10 @@ class AttentionMixer(nn.Module):
         q, k, v = self.heads(self.canon(self.qkv_proj(h), ctx))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.v_norm is not None:
+            v = self.v_norm(v)
+        if self.mix_values is not None:
+            v = self.mix_values(v, ctx)
         if self.rotate is not None:
             q, k = self.rotate(q, k, ctx)
         if ctx.cache is not None:
@@ -105,6 +117,25 @@ class AcrossHeads(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         joined = self.norm(h.transpose(1, 2).flatten(2))  # (B, T, HK)
         return joined.unflatten(2, (h.shape[1], -1)).transpose(1, 2)
+
+
+class ValueMix(nn.Module):
+    """own * v + first * v1, where v1 (B, G, T, K) are the values of the attention that ran first; they are kept in the
+    trace. Layer 0 only keeps them."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.full((2,), 0.5)) if layer else None
+
+    def reset_parameters(self) -> None:
+        """As much of its own as of the first values."""
+        nn.init.constant_(self.weights, 0.5)
+
+    def forward(self, v: Tensor, ctx: Context) -> Tensor:
+        first = ctx.trace.once("first values", lambda: v)
+        if self.weights is None:
+            return v
+        return self.weights[0] * v + self.weights[1] * first
 
 
 def plain_attention(

@@ -81,6 +81,7 @@ def test_default_source():
         Attention(shift="bias", dropout=0.2, attention_dropout=0.3),
         Attention(shift="qkv", qk_norm=RMSNorm(gain="1+w"), scale=0.3),
         Attention(qk_norm=RMSNorm(), qk_norm_over="width", window=4),
+        Attention(qk_norm=RMSNorm(), v_norm=RMSNorm(), value_residual="learned"),
         MLA(q_rank=6, kv_rank=5, nope_dim=3, rope_dim=4, value_dim=7, scale=0.3, norm=LayerNorm()),
         LayerSpec(mixer=MLA(q_rank=6, kv_rank=5), canon_at="ABCD", positions=NoPositions()),
         ShortConv(kernel=5, dropout=0.2),

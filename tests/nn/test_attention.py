@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.nn.attention import Attention, plain_attention
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
@@ -38,6 +39,8 @@ def plain_mixer(mixer, h, ctx, window):
     q, k, v = by_hand(mixer.qkv_proj(h), mixer.head_dim, n_heads=4)
     if mixer.q_norm is not None:
         q, k = mixer.q_norm(q), mixer.k_norm(k)
+    if mixer.v_norm is not None:
+        v = mixer.v_norm(v)
     if mixer.rotate is not None:
         q, k = mixer.rotate(q, k, ctx)
     out = plain_attention(q, k, v, ctx.visibility.dense(window=window), scale=mixer.scale)
@@ -54,8 +57,9 @@ def plain_mixer(mixer, h, ctx, window):
         Attention(shift="bias", window=4, scale=0.3),
         Attention(qk_norm=RMSNorm()),
         Attention(qk_norm=LayerNorm(), qk_norm_over="width"),
+        Attention(qk_norm=RMSNorm(), v_norm=LayerNorm()),
     ],
-    ids=["full", "window 1", "window 4", "head norm", "width norm"],
+    ids=["full", "window 1", "window 4", "head norm", "width norm", "QKV norm"],
 )
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 def test_equals_the_plain_twin(kind, packed, spec, n_kv_heads):
@@ -147,3 +151,39 @@ def test_dropout_acts_while_training_only():
     dropped = (mixer(h, view) == 0).float().mean().item()
     assert 0.3 < dropped < 0.7
     assert not (mixer.eval()(h, view) == 0).any()
+
+
+def values_read(spec, n_layers=3):
+    """Values before and after they are mixed, layer by layer, and the network, in float64."""
+    torch.manual_seed(0)
+    dims = Dims(dim=16, n_layers=n_layers, n_heads=4, n_kv_heads=2, head_dim=6, hidden=24)
+    net = Backbone(BackboneSpec(layer=LayerSpec(mixer=spec)), dims, 31).double()
+    own, mixed = [], []
+    for layer in net.layers:
+        layer.mixer.mix_values.register_forward_hook(lambda _, args, out: own.append(args[0]) or mixed.append(out))
+    return net, own, mixed
+
+
+def test_values_are_mixed_with_those_of_the_first_attention():
+    net, own, mixed = values_read(Attention(value_residual="learned", v_norm=RMSNorm()))
+    tokens = torch.randint(31, (2, 9))
+    with torch.no_grad():
+        net.layers[2].mixer.mix_values.weights.copy_(torch.tensor([0.25, 3.0]))
+    net(tokens, Context(Visibility.rows(tokens)))
+    assert torch.equal(mixed[0], own[0])
+    torch.testing.assert_close(mixed[1], 0.5 * own[1] + 0.5 * own[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mixed[2], 0.25 * own[2] + 3.0 * own[0], rtol=1e-12, atol=1e-12)
+    assert [p.shape for name, p in net.named_parameters() if "mix_values" in name] == [(2,), (2,)]
+
+
+def test_layers_run_again_mix_the_same_values():
+    net, _, _ = values_read(Attention(value_residual="learned"))
+    tokens, found = torch.randint(31, (2, 9)), []
+    for mode in ("off", "layers"):
+        for layer in net.layers:
+            layer.activation_checkpointing = mode
+        net.zero_grad()
+        net(tokens, Context(Visibility.rows(tokens)), tokens).mean().backward()
+        found.append({name: p.grad.clone() for name, p in net.named_parameters()})
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+    assert found[0]["layers.2.mixer.mix_values.weights"].abs().min() > 0

@@ -25,6 +25,7 @@ FAMILIES = {
         more_layers={"conv": LayerSpec(mixer=ShortConv())},
         pattern=("conv", "layer"),
     ),
+    "value residual": BackboneSpec(layer=LayerSpec(mixer=Attention(v_norm=LayerNorm(), value_residual="learned"))),
     "GPT-2": BackboneSpec(
         norm=PostNorm(norm=LayerNorm()),
         layer=LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias")),
