@@ -9,7 +9,9 @@ import torch
 
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.context import Context, Visibility
+from lit_small_lm.nn.deep_norm import DeepNorm
 from lit_small_lm.nn.init import ScaledInit
+from lit_small_lm.nn.peri_norm import PeriNorm
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
 from lit_small_lm.plugin import Dims
 
@@ -39,9 +41,13 @@ def variances(spec: BackboneSpec) -> list[float]:
         (BackboneSpec(), 33),
         (BackboneSpec(init=ScaledInit()), 23),
         (BackboneSpec(norm=LayerNormScaling()), 5.6),
+        (BackboneSpec(norm=LayerNormScaling(factor_on="gain")), 5.6),
+        (BackboneSpec(norm=LayerNormScaling(), init=ScaledInit()), 3.5),
+        (BackboneSpec(norm=PeriNorm()), 12),
         (BackboneSpec(norm=PostNorm()), 1.0),
+        (BackboneSpec(norm=DeepNorm()), 1.0),
     ],
-    ids=["PreNorm", "ScaledInit", "LayerNormScaling", "PostNorm"],
+    ids=["PreNorm", "ScaledInit", "LNS", "LNS as gain", "LNS and ScaledInit", "PeriNorm", "PostNorm", "DeepNorm"],
 )
 def test_growth_of_variance_over_depth(spec, ratio):
     found = variances(spec)
