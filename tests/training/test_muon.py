@@ -10,7 +10,9 @@ from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.checkpoint import checkpoints_in, read
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.mlp import MLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.positions import Learned
+from lit_small_lm.nn.routers import SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.testing import check
@@ -50,6 +52,17 @@ def test_roles_decide_who_takes_a_parameter():
     decayed = {name for group in groups if group["weight_decay"] == 0.3 for name in group["param_names"]}
     assert matrices < decayed
     assert "embed.weight" not in decayed
+
+
+def test_experts_are_matrices_and_their_router_is_not():
+    experts = MoE(
+        expert=MLP(), router=SoftmaxRouter(), n_experts=3, expert_hidden=4, shared_hidden=4, shared_gate="sigmoid"
+    )
+    net = Backbone(BackboneSpec(layer=LayerSpec(ffn=experts)), network().dims, 16)
+    groups = Muon().build(list(net.named_roles()), fused=False).param_groups
+    taken = [name for group in groups if "momentum" in group for name in group["param_names"] if ".ffn." in name]
+    assert len(taken) == 2 * (3 + 1)
+    assert not any("router" in name or "shared_gate" in name for name in taken)
 
 
 def test_together_they_step_as_alone():

@@ -149,6 +149,7 @@ def test_scalars_are_averaged_over_layers_and_batches():
     trace, sums = Trace(), StepSums()
     trace.metrics = {("load", 0): torch.tensor(1.0), ("load", 1): torch.tensor(3.0)}
     trace.losses = {"balance": torch.tensor(0.25)}
+    trace.tallies = {"here": torch.tensor([1, 2])}
     assert {k: v.item() for k, v in mean_over_layers(trace.metrics).items()} == {"load": 2.0}
     sums.note({"z_loss": torch.tensor(1.5)}, trace)
     sums.note({"z_loss": torch.tensor(0.5)}, trace)
@@ -157,8 +158,10 @@ def test_scalars_are_averaged_over_layers_and_batches():
         "load": 2.0,
         "balance": 0.25,
     }
+    assert sums.tallies["here"].tolist() == [2, 4]
+    assert trace.tallies["here"].tolist() == [1, 2]
     sums.clear()
-    assert (sums.batches, sums.terms, sums.scalars) == (0, {}, {})
+    assert (sums.batches, sums.terms, sums.scalars, sums.tallies) == (0, {}, {}, {})
 
 
 def test_terms_and_scalars_are_logged_for_every_step(tmp_path, tiny, lines):
