@@ -73,7 +73,7 @@ class FSDP2(ModelParallelStrategy):
         """Raise RequestError for a model whose layers cannot be shared out; costs no memory."""
         with torch.device("meta"):
             net = Backbone(backbone, dims, vocab_size=1)
-        for name in {name for name, _ in net.named_buffers()} - moving_buffers(net):
+        for name in sorted({name for name, _ in net.named_buffers()} - moving_buffers(net)):
             raise RequestError(f"trainer.strategy: FSDP2 with the buffer {name}; allowed: parameters, computed tables")
         if self.tensor_parallel_size == 1:
             return
