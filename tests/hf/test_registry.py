@@ -57,6 +57,8 @@ ROPE = {"rope_scaling": None, "rope_parameters": None, "rope_theta": 1e4, "is_ca
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 32}, "layer_types: .*use_sliding_window"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping: 50.0; allowed: null"),
         ({"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters: 'rope_theta'"),
+        ({"model_type": "gemma3_text", "rope_scaling": {"type": "yarn", "factor": 4.0}}, "YaRN with attention_factor"),
+        ({"model_type": "gpt_neox", "rope_scaling": {"type": "yarn", "factor": 4.0}}, "YaRN with attention_factor 1"),
         ({"model_type": "mixtral", "router_jitter_noise": 0.1}, "router_jitter_noise: 0.1; allowed: 0.0"),
         ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok: 9; .*at most 8"),
         ({"model_type": "qwen3_moe", "mlp_only_layers": [1.5]}, r"mlp_only_layers: \[1.5\]; allowed: a list"),

@@ -87,10 +87,14 @@ class Gemma3(Llama):
                 raise not_known(f"{s.where}: rope_parameters", name, TYPES)
         own = self.objects(Settings(given, {}, f"{s.where}: rope_parameters"), kind)
         if kind == "full_attention":
-            return read_rope(s, self.theta, given={**own, **self.objects(s, "rope_scaling")}).positions
-        local = {key: value for key, value in s.given.items() if key != "rope_theta"}
-        base = s.number("rope_local_base_freq", above=0)
-        return read_rope(Settings(local, s.defaults, s.where), base, given=own).positions
+            rope = read_rope(s, self.theta, given={**own, **self.objects(s, "rope_scaling")})
+        else:
+            base = s.number("rope_local_base_freq", above=0)
+            local = {key: value for key, value in s.given.items() if key != "rope_theta"}
+            rope = read_rope(Settings(local, s.defaults, s.where), base, given=own)
+        if rope.amplitude != 1:
+            raise s.refused("rope_scaling", "YaRN with attention_factor 1, since scores have a scale of their own")
+        return rope.positions
 
     def positions(self, s: Settings) -> Rotary:
         return self.rope(s, "sliding_attention")

@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 from lit_small_lm.backbone import LayerSpec
-from lit_small_lm.hf.decoder import COMMON
+from lit_small_lm.hf.decoder import COMMON, part
 from lit_small_lm.hf.families.llama import Llama
 from lit_small_lm.hf.public import Model
 from lit_small_lm.hf.settings import Settings
 from lit_small_lm.hf.windows import TYPES, window_config, window_of
+from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.positions import NoPositions
 from lit_small_lm.plugin import Dims
 from lit_small_lm.shapes import FixedShape
@@ -49,9 +50,9 @@ class SmolLM3(Llama):
         windowed = dataclasses.replace(plain, mixer=dataclasses.replace(plain.mixer, window=window_of(s)))
         found = {
             (True, False): ("layer", plain),
-            (False, False): ("nope", dataclasses.replace(plain, positions=NoPositions())),
+            (False, False): ("nope", _without_positions(plain)),
             (True, True): ("sliding", windowed),
-            (False, True): ("nope_sliding", dataclasses.replace(windowed, positions=NoPositions())),
+            (False, True): ("nope_sliding", _without_positions(windowed)),
         }
         turned = self.turned(s, dims.n_layers)
         names = [found[pair][0] for pair in zip(turned, self.windowed(s, turned), strict=True)]
@@ -83,3 +84,9 @@ class SmolLM3(Llama):
         no_rope = [int(not isinstance(kind.positions, NoPositions)) for kind in kinds]
         windows = window_config(kinds, model.bidirectional)
         return {**super().mixer_config(model, kinds), **windows, "no_rope_layers": no_rope}
+
+
+def _without_positions(kind: LayerSpec) -> LayerSpec:
+    """Nothing is rotated, hence YaRN's temperature is missing too."""
+    mixer = dataclasses.replace(part(kind.mixer, Attention, "mixer"), scale=None)
+    return dataclasses.replace(kind, mixer=mixer, positions=NoPositions())
