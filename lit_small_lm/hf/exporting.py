@@ -22,7 +22,7 @@ from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RunError
 from lit_small_lm.hf import writing
 from lit_small_lm.hf.folding import folded
-from lit_small_lm.hf.importing import OWN, OWN_PREFIX, read_folder
+from lit_small_lm.hf.importing import LENGTH, OWN, OWN_PREFIX, read_folder
 from lit_small_lm.hf.names import to_theirs
 from lit_small_lm.hf.public import Model, Unfit
 from lit_small_lm.hf.registry import fitting
@@ -34,7 +34,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = 1e-4
 """Of the largest logit: what float32 may lose when a factor moves into a gain, or sums are taken in another order."""
 ARCHITECTURE = "LitSmallLMForCausalLM"
-LENGTH = "max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,7 @@ def _own(model: LanguageModel, reason: str) -> Form:
         "hidden_size": dims.dim,
         "num_hidden_layers": dims.n_layers,
         "num_attention_heads": dims.n_heads,
+        LENGTH: None,
         "tie_word_embeddings": False,  # transformers has nothing to tie: our own forward pass shares the table
         OWN: kept,
     }

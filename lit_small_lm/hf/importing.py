@@ -28,6 +28,7 @@ from lit_small_lm.shapes import fixed
 OWN = "lit_small_lm"
 """The `model_type` of models that no public class expresses, and the key of their record in config.json."""
 OWN_PREFIX = "net."
+LENGTH = "max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _own_form(config: Mapping[str, Any]) -> Form:
     try:
         need_plugins(record)
         dims = Shape.from_dict(record["shape"]).resolve()
-        model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), int(config["vocab_size"]))
+        rows, length = (None if config[key] is None else int(config[key]) for key in ("vocab_size", LENGTH))
+        model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), rows, max_length=length)
         objective = Objective.from_dict(record["objective"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, RequestError):

@@ -2,7 +2,8 @@
 
 Importing this module makes AutoConfig and AutoModelForCausalLM know `model_type` "lit_small_lm".
 Padding, left or right, is told by `attention_mask`: padded positions are documents of their own, which nothing sees.
-`generate` keeps our own decoding cache, which also holds the last inputs of every convolution.
+`generate` keeps our own decoding cache, which also holds the last inputs of every convolution; to read a long text in
+chunks (`prefill_chunk_size`) give it one, `past_key_values=Memory()`.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ class LitSmallLMConfig(PreTrainedConfig):
     hidden_size: int = 0
     num_hidden_layers: int = 0
     num_attention_heads: int = 0
+    max_position_embeddings: int | None = None
 
 
 class Memory:
@@ -67,7 +69,7 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: LitSmallLMConfig) -> None:
         super().__init__(config)
         discover()
-        form = form_of({"model_type": OWN, OWN: config.lit_small_lm, "vocab_size": config.vocab_size})
+        form = form_of(config.to_dict())
         self.kind = form.objective.kind
         self.net = Backbone(form.model.backbone, form.model.shape.resolve(), form.model.vocab_size)
         self.post_init()
@@ -110,7 +112,7 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
             return_dict: there is always a dict.
             kwargs: what transformers' loss takes, such as `num_items_in_batch`.
         """
-        memory = past_key_values if isinstance(past_key_values, Memory) else Memory() if use_cache else None
+        memory = _memory(past_key_values, use_cache)
         cache = None if memory is None else memory.cache
         start = 0 if cache is None else cache.length
         self._refuse_longer(start + input_ids.shape[1])
@@ -137,6 +139,15 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
         limit = self.net.limit()
         if limit is not None and length > limit:
             raise RequestError(f"input_ids: {length} positions; the model has {limit}")
+
+
+def _memory(past: Any, use_cache: bool) -> Memory | None:
+    """What to decode with: what was given, a new one where it is asked for, or none."""
+    if isinstance(past, Memory):
+        return past
+    if past is not None and past.get_seq_length():
+        raise RequestError(f"past_key_values: a {type(past).__name__}; allowed: what an earlier call returned")
+    return Memory() if use_cache else None
 
 
 def visibility(ids: Tensor, mask: Tensor | None, kind: Kind, start: int = 0) -> Visibility:
