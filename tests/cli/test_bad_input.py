@@ -92,7 +92,7 @@ ARCHITECTURE = {
     "far too deep": flag("model.shape.n_layers", "1000000000", "at most 10000"),
     "B07 range": flag("model.backbone.positions.share", "1.5", "1.5; allowed: a number, above 0, at most 1"),
     "B07 odd": bad(
-        "--model.backbone.positions.share", "0.6", says=["positions.share 0.6", "rotates 5 channels; allowed: even"]
+        "--model.backbone.positions.share", "0.4", says=["positions.share 0.4", "rotates 3 channels; allowed: even"]
     ),
     "B09": bad(
         LAYER + "canon_at",
