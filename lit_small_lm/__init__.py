@@ -10,6 +10,7 @@ _PUBLIC = {
     "LanguageModule": "training.lit",
     "BackboneSpec": "backbone",
     "LayerSpec": "backbone",
+    "BudgetShape": "shapes",
     "FixedShape": "shapes",
     "TokenData": "data.datamodule",
     "WSDSchedule": "training.callbacks.wsd",
