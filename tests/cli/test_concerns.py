@@ -1,5 +1,7 @@
 """What parts declare against others, as it reaches the terminal."""
 
+import pytest
+
 TINY = [
     "--model", "AutoregressiveLM",
     "--data.tokenizer", "Bytes", "--data.seq_len", "16", "--data.batch_size", "2", "--trainer.max_steps", "1",
@@ -8,6 +10,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_warnings_of_parts_and_of_the_schedule_are_shown(cli, tiny_text):
     argv = ["--model.backbone.norm", "ProRes", "--model.backbone.norm.scheme", "DeepNorm"]
     argv += ["--model.backbone.init", "ScaledInit", "--data.source.path", str(tiny_text)]
@@ -17,6 +20,7 @@ def test_warnings_of_parts_and_of_the_schedule_are_shown(cli, tiny_text):
     assert "warning: trainer.max_steps: 1 with ProRes, which fades branches in until step 2000" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_scheme_without_the_warm_up_it_needs_is_named(cli, tiny_text):
     post = ["--model.backbone.norm", "PostNorm", "--data.source.path", str(tiny_text)]
     done = cli("fit", *TINY, *post, "--schedule.warmup", "0")

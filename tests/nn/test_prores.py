@@ -69,6 +69,7 @@ def test_the_inner_schemes_weights_start_as_it_says():
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_follows_the_steps_without_compiling_again():
     torch.compiler.reset()
     net = network(ProRes(scheme=PreNorm(), steps=10)).double()
