@@ -56,20 +56,24 @@ def tiny_text(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def public_folder(tmp_path):
-    """`public_folder()` makes a folder of a tiny Llama with a tokenizer, as it would come from a hub.
+@pytest.fixture(scope="session")
+def write_public():
+    """`write_public(folder, **changes)` makes a folder of a tiny Llama with a tokenizer, as it would come from a hub.
 
-    The network has three rows more than the tokenizer has ids. `name` is that of the folder, `changes` go into its
-    config.json.
+    The network has three rows more than the tokenizer has ids; `changes` go into its config.json.
     """
 
-    def make(name="public", **changes) -> Path:
-        folder = tmp_path / name
+    def make(folder, **changes) -> Path:
         folder.mkdir()
         return public.write(folder, changes)
 
     return make
+
+
+@pytest.fixture
+def public_folder(tmp_path, write_public):
+    """`public_folder("name", ...)` makes one below the test's `tmp_path`."""
+    return lambda name="public", **changes: write_public(tmp_path / name, **changes)
 
 
 @pytest.fixture
