@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf import entries
-from lit_small_lm.hf.decoder import COMMON, Decoder, part
+from lit_small_lm.hf.decoder import COMMON, FOREIGN, Decoder, part
 from lit_small_lm.hf.experts import experts
 from lit_small_lm.hf.names import Entry, HalfSplit
 from lit_small_lm.hf.public import Model, Unfit
@@ -188,7 +188,7 @@ class DeepSeekV3(Decoder):
     def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         dense = [number for number, kind in enumerate(kinds) if not isinstance(kind.ffn, MoE)]
         if len(dense) == len(kinds):
-            raise Unfit(f"ffn {type(kinds[0].ffn).__name__}: no layer is MoE", 10)
+            raise Unfit(f"ffn {type(kinds[0].ffn).__name__}: no layer is MoE", FOREIGN)
         moe = kinds[-1].ffn if isinstance(kinds[-1].ffn, MoE) else part(kinds[0].ffn, MoE, "ffn")
         router = part(moe.router, SigmoidRouter, "ffn.router")
         width = moe.expert_hidden or model.shape.resolve().hidden

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_small_lm.backbone import BackboneSpec, LayerSpec
 from lit_small_lm.hf import entries
-from lit_small_lm.hf.decoder import COMMON, Decoder, part
+from lit_small_lm.hf.decoder import COMMON, FOREIGN, Decoder, part
 from lit_small_lm.hf.names import Entry
 from lit_small_lm.hf.public import Model, Unfit
 from lit_small_lm.hf.rope import Rope, read_rope
@@ -109,7 +109,7 @@ class GPTNeoX(Decoder):
 
     def config(self, model: Model) -> dict[str, Any]:
         if not isinstance(model.backbone.norm, (ParallelNorm, PreNorm)):
-            raise Unfit(f"norm {type(model.backbone.norm).__name__} is neither ParallelNorm nor PreNorm", 10)
+            raise Unfit(f"norm {type(model.backbone.norm).__name__} is neither ParallelNorm nor PreNorm", FOREIGN)
         parallel = isinstance(model.backbone.norm, ParallelNorm)
         return {**super().config(model), "use_parallel_residual": parallel}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf import entries
-from lit_small_lm.hf.decoder import COMMON, Decoder, part
+from lit_small_lm.hf.decoder import COMMON, FOREIGN, Decoder, part
 from lit_small_lm.hf.experts import ROUTING, experts, number_of_experts, softmax_of, softmax_router
 from lit_small_lm.hf.names import Entry
 from lit_small_lm.hf.public import Model, Unfit
@@ -87,7 +87,7 @@ class Qwen3MoE(Decoder):
     def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         moe = next((kind.ffn for kind in kinds if isinstance(kind.ffn, MoE)), None)
         if moe is None:
-            raise Unfit(f"ffn {type(kinds[0].ffn).__name__}: no layer is MoE", 10)
+            raise Unfit(f"ffn {type(kinds[0].ffn).__name__}: no layer is MoE", FOREIGN)
         router = softmax_of(moe)
         return {
             "hidden_act": ACTIVATION_NAMES[part(moe.expert, GatedMLP, "ffn.expert").activation],
