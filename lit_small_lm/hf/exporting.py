@@ -37,7 +37,7 @@ ARCHITECTURE = "LitSmallLMForCausalLM"
 
 
 @dataclass(frozen=True)
-class Form:
+class Outgoing:
     """How a model is written."""
 
     config: dict[str, Any]
@@ -86,7 +86,7 @@ def export(model: LanguageModel, folder: Path, dtype: str = "float32", max_shard
     return Exported(config["architectures"][0], form.reason, files, lacking, difference, theirs, largest)
 
 
-def form_for(model: LanguageModel) -> Form:
+def form_for(model: LanguageModel) -> Outgoing:
     """The public class's form, or ours where there is none."""
     try:
         return _public(model)
@@ -94,17 +94,17 @@ def form_for(model: LanguageModel) -> Form:
         return _own(model, str(error))
 
 
-def _public(model: LanguageModel) -> Form:
+def _public(model: LanguageModel) -> Outgoing:
     if type(model.objective) is not NextToken:
         raise Unfit(f"objective {type(model.objective).__name__}: public classes predict the next token")
     dims, vocab_size = model.net.dims, model.encoder.specials.vocab_size
     backbone, state = folded(model.net.spec, dims, model.net.state_dict())
     family, config = fitting(backbone, fixed(dims), vocab_size)
     entries = family.names(Model(backbone, fixed(dims), vocab_size))  # our widths say how our weights are joined
-    return Form(config, to_theirs(entries, state))
+    return Outgoing(config, to_theirs(entries, state))
 
 
-def _own(model: LanguageModel, reason: str) -> Form:
+def _own(model: LanguageModel, reason: str) -> Outgoing:
     dims, record = model.net.dims, model.record
     plugins = [{**plugin, "source": _without_folder(plugin["source"])} for plugin in record["plugins"]]
     kept = {
@@ -127,7 +127,7 @@ def _own(model: LanguageModel, reason: str) -> Form:
         "tie_word_embeddings": False,  # transformers has nothing to tie: our own forward pass shares the table
         OWN: kept,
     }
-    return Form(config, {OWN_PREFIX + name: tensor for name, tensor in model.net.state_dict().items()}, reason)
+    return Outgoing(config, {OWN_PREFIX + name: tensor for name, tensor in model.net.state_dict().items()}, reason)
 
 
 def _without_folder(source: str) -> str:
@@ -146,7 +146,9 @@ def trained_length(model: LanguageModel) -> int | None:
 
 
 @torch.no_grad()
-def verified(model: LanguageModel, folder: Path, form: Form, dtype: torch.dtype) -> tuple[float, float, float | None]:
+def verified(
+    model: LanguageModel, folder: Path, form: Outgoing, dtype: torch.dtype
+) -> tuple[float, float, float | None]:
     """What is written, read back: its difference to the model, and the largest logit; the difference of transformers.
 
     Raises:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.checkpoint import LanguageModel, load, make_record
+from lit_small_lm.cli.lit import roots
+from lit_small_lm.cli.request import check_request
 from lit_small_lm.data.tokenizer import BPE, Bytes, Ids
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError, RunError
@@ -202,6 +205,29 @@ def test_shards_have_an_index(exported):
 def test_a_size_that_is_none(text):
     with pytest.raises(RequestError, match="--max_shard_size"):
         check_shard_size(text)
+
+
+FAMILIES = sorted((Path(__file__).parents[2] / "configs" / "families").glob("*.yaml"))
+
+
+def family(file):
+    """The backbone that a file describes, and a small shape for it."""
+    tree = check_request(["--model", "AutoregressiveLM", "--model.backbone", str(file)], roots()).tree
+    dense = file.stem in ("gpt2", "neox")  # they have neither shared key heads nor a free hidden width
+    shape = FixedShape(dim=16, n_layers=4, n_heads=2, n_kv_heads=2 if dense else 1, head_dim=8, hidden=64)
+    return BackboneSpec.from_dict(tree["model"]["init_args"]["backbone"]), shape
+
+
+@pytest.mark.parametrize("file", FAMILIES, ids=lambda file: file.stem)
+def test_every_family_goes_out_and_comes_back(file, exported, tmp_path):
+    model = model_of(*family(file))
+    folder, done = exported(model)
+    assert done.difference == 0.0 and done.transformers < 1e-4 < done.largest
+    assert (done.reason == "") == (file.stem != "dhara"), done.reason
+    again = imported_again(folder, tmp_path / "run")
+    ids = torch.tensor([[0, 70, 80, 90, 100, 110]])
+    assert torch.equal(again.logits(ids), model.logits(ids))
+    assert again.encoder.specials == model.encoder.specials
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer
