@@ -14,6 +14,8 @@ from lit_small_lm.errors import RequestError, shown
 def refuse_used(out: Path) -> None:
     """Raise RequestError if `out` is a file, holds anything, or cannot be written."""
     parent = refuse_file("OUT", out)
+    if out.is_symlink():
+        raise RequestError(f"OUT: {shown(str(out))} is a link; allowed: a new folder, or an empty one")
     if out.is_dir() and any(out.iterdir()):
         raise RequestError(f"OUT: {shown(str(out))} is not empty; allowed: a new folder, or an empty one")
     if not os.access(parent, os.W_OK):

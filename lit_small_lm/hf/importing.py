@@ -138,13 +138,12 @@ def _own_form(config: Mapping[str, Any]) -> Form:
         dims = Shape.from_dict(record["shape"]).resolve()
         rows, length = (None if config[key] is None else int(config[key]) for key in ("vocab_size", LENGTH))
         model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), rows, max_length=length)
-        objective = Objective.from_dict(record["objective"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
+        entries = [Entry(name, (OWN_PREFIX + name,)) for name in _empty(model).state_dict()]
+        return Form(model, Objective.from_dict(record["objective"]), entries)
+    except (RequestError, RunError):
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise RunError(f"config.json: its record is damaged ({type(error).__name__})") from None
-    entries = [Entry(name, (OWN_PREFIX + name,)) for name in _empty(model).state_dict()]
-    return Form(model, objective, entries)
 
 
 def _empty(model: Model) -> Backbone:

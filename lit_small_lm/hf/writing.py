@@ -18,6 +18,15 @@ from lit_small_lm.hf.folder import CONFIG, INDEX
 from lit_small_lm.plugin import Encoder, Specials
 
 GENERATION, TOKENIZER, TOKENIZER_SETTINGS = "generation_config.json", "tokenizer.json", "tokenizer_config.json"
+SETTINGS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": [
+        "input_ids",
+        "attention_mask",
+    ],  # GPT-2's class adds vectors for types of tokens to the others
+    "padding_side": "left",  # where a text goes on at its right end
+}
 SIZE = re.compile(r"0*[1-9][0-9]{0,5}(KB|MB|GB|TB)", re.IGNORECASE)
 
 
@@ -64,8 +73,8 @@ def write_tokenizer(folder: Path, encoder: Encoder, max_length: int | None) -> s
     library.save(str(folder / TOKENIZER))
     named = {"bos": specials.start, "eos": specials.end, "pad": specials.pad, "mask": specials.mask}
     tokens = {f"{role}_token": library.id_to_token(i) for role, i in named.items() if i is not None}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
-    write_json(folder / TOKENIZER_SETTINGS, {**settings, **({"model_max_length": max_length} if max_length else {})})
+    length = {"model_max_length": max_length} if max_length else {}
+    write_json(folder / TOKENIZER_SETTINGS, {**SETTINGS, **tokens, **length})
     return ""
 
 

@@ -158,6 +158,8 @@ IMPORT = {
     "no such end": (None, ["public", "out", "--end", "<|endoftxt|>"], 2, ["--end: ", "did you mean <|endoftext|>?"]),
     "OUT is used": (used, [], 2, ["OUT: out is not empty; allowed: a new folder, or an empty one"]),
     "OUT is a file": (lambda: Path("out").touch(), [], 2, ["OUT: out: ", "out is a file"]),
+    "OUT is a link": (lambda: Path("out").symlink_to("public"), [], 2, ["OUT: out is "]),
+    "OUT is a link to nothing": (lambda: Path("out").symlink_to("none"), [], 2, ["OUT: out is a link"]),
     "OUT below a file": (lambda: Path("f").touch(), ["public", "f/out"], 2, ["OUT: f/out: ", "f is a file"]),
     "no OUT": (None, ["public"], 2, ["required: OUT"]),
     "an option": (None, ["public", "out", "--new_row"], 2, ["--new_row: no such option", "did you mean --new_rows?"]),

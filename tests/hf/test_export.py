@@ -73,6 +73,11 @@ def exported(tmp_path):
     return make
 
 
+def change(folder, **config):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+
+
 ELSEWHERE = """
 import sys, torch
 sys.modules["lit_small_lm"] = None
@@ -155,12 +160,9 @@ def test_nothing_of_this_machine_is_published(exported, tmp_path):
 
 def test_a_plugin_that_is_not_known_is_named(exported):
     folder, _ = exported(model_of(OTHERS["canon"][0]))
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["lit_small_lm"]["plugins"] = [
-        {"name": "Mine", "source": "file x.py", "class_path": "lit_small_lm_user.x.Mine"}
-    ]
-    file.write_text(json.dumps(config))
+    record = json.loads((folder / "config.json").read_text())["lit_small_lm"]
+    mine = {"name": "Mine", "source": "file x.py", "class_path": "lit_small_lm_user.x.Mine"}
+    change(folder, lit_small_lm={**record, "plugins": [mine]})
     with pytest.raises(RequestError, match=r"needs plug-in Mine .file x.py."):
         read_folder(folder)
 
@@ -171,9 +173,16 @@ def test_a_plugin_that_is_not_known_is_named(exported):
 )
 def test_a_record_that_cannot_be_read(exported, record, says):
     folder, _ = exported(model_of(OTHERS["canon"][0]))
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "lit_small_lm": record}))
+    change(folder, lit_small_lm=record)
     with pytest.raises((RequestError, RunError), match=says):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("rows", [2**60, -1, "many", None, [1]])
+def test_a_vocabulary_that_cannot_be(exported, rows):
+    folder, _ = exported(model_of(OTHERS["canon"][0]))
+    change(folder, vocab_size=rows)
+    with pytest.raises((RequestError, RunError), match="record is damaged|has shape"):
         read_folder(folder)
 
 
@@ -236,6 +245,7 @@ def test_the_tokenizer_loads_and_begins_a_text_as_training_does(tokenizer, expor
     model = model_of(BackboneSpec(), tokenizer=tokenizer, config="data: {seq_len: 48}")
     folder, _ = exported(model)
     found, specials = transformers.AutoTokenizer.from_pretrained(folder), model.encoder.specials
+    assert set(found(["a", "bc"], padding=True)) == {"input_ids", "attention_mask"} and found.padding_side == "left"
     for text in ("the cat", "  caf\u00e9\n\U0001f642 x", ""):
         ids = found(text).input_ids
         assert ids == [specials.end, *model.encoder.encode([text])[0]]
