@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": ("lit_small_lm.cli.generate", "write text with a trained model"),
     "import": ("lit_small_lm.cli.importing", "make a run of a public model's folder (config.json, safetensors)"),
     "export": ("lit_small_lm.cli.exporting", "write a trained model as a folder that transformers loads"),
+    "plan": ("lit_small_lm.cli.plan", "say what a run will take, before it begins: memory, time, disk, loss"),
     "doctor": ("lit_small_lm.cli.doctor", "say what of this machine is usable for training, what is not, and why"),
     "plugins": ("lit_small_lm.cli.plugins", "list every plug-in: kind, name, origin, what it is"),
     "schema": ("lit_small_lm.cli.json_schema", "print a JSON Schema of configurations, for editors"),

@@ -6,7 +6,7 @@ gradients of the step before are still there, the backward pass, clipping, and t
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +128,8 @@ class _Step:
             optimizer = workload.optim.build(list(net.named_roles()), fused=workload.precision != "16-mixed")
             self._peaks(optimizer)
             forward, backward, update = self._peaks(optimizer)
-            state = sum(_size(value) for values in optimizer.state.values() for value in values.values())
-        gradients = sum(_size(parameter.grad) for parameter in net.parameters())
+            state = _sizes(value for values in optimizer.state.values() for value in values.values())
+        gradients = _sizes(parameter.grad for parameter in net.parameters())
         return StepBytes(
             weights=weights,
             gradients=gradients,
@@ -205,5 +205,7 @@ def _without_storage(fake: FakeTensorMode, value: Any) -> Any:
     return dataclasses.replace(value, **tensors)
 
 
-def _size(tensor: Any) -> int:
-    return tensor.untyped_storage().nbytes() if isinstance(tensor, Tensor) else 0
+def _sizes(values: Iterable[Any]) -> int:
+    """Bytes of the storages of all tensors among these; one that several share counts once."""
+    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+    return sum({id(storage): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,205 @@
+"""What `plan` is asked about: a configuration, a run or checkpoint of ours, or a public model's config.json."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_small_lm.backbone import BackboneSpec
+from lit_small_lm.checkpoint import read, record_of
+from lit_small_lm.cli.lit import roots
+from lit_small_lm.cli.plan_workload import PRECISIONS, workload_of
+from lit_small_lm.cli.request import check_request
+from lit_small_lm.cli.run_options import with_packaged_files
+from lit_small_lm.cli.schema import Option, class_named, options_of
+from lit_small_lm.data.datamodule import TokenData
+from lit_small_lm.data.store import TokenStore
+from lit_small_lm.data.tokenizer import BPE
+from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.hf.folder import CONFIG, read_json
+from lit_small_lm.hf.registry import read_model
+from lit_small_lm.planning.counts import size
+from lit_small_lm.planning.devices import Device
+from lit_small_lm.planning.outline import Outline
+from lit_small_lm.planning.plan import Subject
+from lit_small_lm.planning.workload import BOTH_WAYS
+from lit_small_lm.plugin import Dims, Shape, Spec, Tokenizer
+from lit_small_lm.shapes import fixed, mismatch
+from lit_small_lm.training.lit import LanguageModule
+
+SEQ_LEN = 2048
+"""Positions of a row for a public model that was not given any, where it has as many."""
+TIE = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for beside the configuration."""
+
+    vocab_size: int | None = None
+    head: str | None = None
+    """tied or untied, whatever the configuration says."""
+    device: Device | None = None
+
+
+def subject_at(place: str | None, argv: Sequence[str], asked: Asked) -> Subject:
+    """What is planned.
+
+    Args:
+        place: a YAML file, a run folder, a checkpoint, a config.json or a folder that holds one; None: `argv` says all.
+        argv: options of `fit`.
+        asked: what goes over all that.
+
+    Raises:
+        RequestError: nothing can be planned there, or something in it is wrong.
+        RunError: a checkpoint is damaged.
+    """
+    if place is None:
+        return _of_configuration("the options given", argv, "", asked)
+    path, where = Path(place).expanduser(), shown(place)
+    if path.is_dir() and (path / "config.yaml").exists():
+        return _of_configuration(f"run {where}", argv, _text(path / "config.yaml"), asked, _run_vocabulary(path))
+    if path.is_dir():
+        if not (path / CONFIG).exists():
+            raise RequestError(f"{where} holds neither config.yaml (a run) nor {CONFIG} (a public model)")
+        return _of_public(path / CONFIG, argv, asked)
+    if path.suffix == ".json":
+        if not path.exists():
+            raise RequestError(f"{where} does not exist (looked for {shown(str(path.absolute()))})")
+        return _of_public(path, argv, asked)
+    if path.suffix == ".ckpt":
+        record = record_of(read(path))
+        known = (record["specials"]["vocab_size"], "the checkpoint's")
+        return _of_configuration(f"checkpoint {where}", argv, record["config"], asked, known)
+    return _of_configuration(where, with_packaged_files(["-c", place, *argv]), "", asked)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(f"{shown(str(file))} is not UTF-8") from None
+
+
+def _run_vocabulary(folder: Path) -> tuple[int, str] | None:
+    """The vocabulary of the tokenizer that a run keeps beside its configuration, if it got so far."""
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return None
+    tokenizer = yaml.safe_load(_text(folder / "config.yaml"))["data"]["tokenizer"]
+    return Tokenizer.from_dict(tokenizer).restore(read_json(file)).specials.vocab_size, "the run's tokenizer"
+
+
+# ---------------------------------------------------------------------------------------------------- configurations
+def _of_configuration(
+    source: str, argv: Sequence[str], base: str, asked: Asked, known: tuple[int, str] | None = None
+) -> Subject:
+    request = check_request(argv, _options(), base=base, beside=OWN)
+    cls, parts = _parts(request.tree["model"])
+    data = request.tree.get("data", {})
+    if asked.vocab_size is not None:
+        known = (asked.vocab_size, "--vocab_size")
+    vocab_size, vocabulary = known or _vocabulary(data)
+    backbone = _with_head(parts.get("backbone", BackboneSpec()), asked)
+    shape = parts.get("shape")
+    if not isinstance(shape, Shape):
+        raise RequestError(f"model: {cls.__name__} has no shape of its own to plan with; allowed: one with model.shape")
+    dims = shape.resolve(lambda dims: size(Outline(backbone, dims, vocab_size)))
+    outline = Outline(backbone, dims, vocab_size)
+    found = mismatch(shape, dims, size(outline))
+    return Subject(
+        outline=outline,
+        workload=workload_of(request.tree, asked.device, _objective(cls, {**parts, "backbone": backbone}, dims)),
+        source=source,
+        vocabulary=vocabulary,
+        notes=(*request.notices, *([str(found)] if found else [])),
+    )
+
+
+OWN = (
+    "device",
+    "json",
+    "vocab_size",
+    "head",
+    "utilisation",
+    "price",
+    "unique_tokens",
+    "budget",
+    "target_loss",
+    "explain",
+)
+"""The command's own options, for suggestions."""
+
+
+def _options() -> dict[str, Option]:
+    """The options of `fit`, with the precisions that only a plan knows."""
+    found = roots()
+    bounds = {**found["trainer"].bounds, "precision": {"choices": PRECISIONS}}
+    return {**found, "trainer": replace(found["trainer"], bounds=bounds)}
+
+
+def _parts(tree: Mapping[str, Any]) -> tuple[type[LanguageModule], dict[str, Any]]:
+    """The module's class and its arguments, Specs built."""
+    cls = class_named(LanguageModule, tree["class_path"])
+    options = options_of(cls)
+    return cls, {
+        name: options[name].kind.from_dict(value) if options[name].form == "slot" and value is not None else value
+        for name, value in tree["init_args"].items()
+    }
+
+
+def _objective(cls: type[LanguageModule], parts: Mapping[str, Any], dims: Dims) -> Any:
+    """What the module asks of its network; a module of one layer is built to find out."""
+    shallow = fixed(replace(dims, n_layers=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of layers that one layer does not reach
+        return cls(**{**parts, "shape": shallow}).objective
+
+
+def _with_head(backbone: BackboneSpec, asked: Asked) -> BackboneSpec:
+    return backbone if asked.head is None else replace(backbone, head=asked.head)
+
+
+def _vocabulary(data: Mapping[str, Any]) -> tuple[int, str]:
+    """The vocabulary that a configuration will train with, and where it comes from."""
+    if data.get("store"):
+        found = TokenStore.open(Path(data["store"]).expanduser()).encoder
+        return found.specials.vocab_size, "the token store's"
+    option = options_of(TokenData)["tokenizer"]
+    tokenizer: Spec = option.kind.from_dict(data["tokenizer"]) if "tokenizer" in data else option.default
+    name = type(tokenizer).__name__
+    if isinstance(tokenizer, BPE):
+        return tokenizer.vocab_size, f"what data.tokenizer {name} asks for; a small corpus may not fill it"
+    try:
+        return tokenizer.learn(iter(())).specials.vocab_size, f"data.tokenizer {name}"
+    except (RequestError, RunError):
+        raise
+    except Exception as error:  # a plug-in that has to see texts
+        raise RequestError(
+            f"data.tokenizer: {name} does not know its size without texts ({type(error).__name__}); give --vocab_size"
+        ) from None
+
+
+# ----------------------------------------------------------------------------------------------------- public models
+def _of_public(file: Path, argv: Sequence[str], asked: Asked) -> Subject:
+    config = read_json(file)
+    model = read_model(config)
+    options = {name: option for name, option in _options().items() if name != "model"}
+    request = check_request(argv, options, beside=OWN)
+    tree = {**request.tree, "data": dict(request.tree.get("data", {}))}
+    tree["data"].setdefault("seq_len", min(model.max_length or SEQ_LEN, SEQ_LEN))
+    vocab_size = asked.vocab_size or model.vocab_size
+    vocabulary = "--vocab_size" if asked.vocab_size else f"{CONFIG}, padding rows included"
+    objective = BOTH_WAYS if model.bidirectional else None
+    return Subject(
+        outline=Outline(_with_head(model.backbone, asked), model.shape.resolve(), vocab_size),
+        workload=workload_of(tree, asked.device, objective),
+        source=f"{config['model_type']}, {shown(str(file))}",
+        vocabulary=vocabulary,
+        extras=model.extras,
+        head_is_known=TIE in config or asked.head is not None,
+        notes=tuple(request.notices),
+    )
