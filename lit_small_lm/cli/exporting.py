@@ -50,7 +50,8 @@ def run(command: str, argv: list[str]) -> int:
         print(json.dumps({"out": str(args.out), "to": args.to, "dtype": args.dtype, **dataclasses.asdict(done)}))
         return 0
     if done.reason:
-        print(f"note: no public class fits: {done.reason}; needs: import lit_small_lm.hf", file=sys.stderr)
+        needs = ", ".join(["import lit_small_lm.hf", *(f"plug-in {name}" for name in done.plugins)])
+        print(f"note: no public class fits: {done.reason}; needs: {needs}", file=sys.stderr)
     if done.tokenizer:
         print(f"note: no tokenizer: {done.tokenizer}", file=sys.stderr)
     theirs = "not installed" if done.transformers is None else f"{done.transformers:.2g}"

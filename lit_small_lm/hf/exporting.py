@@ -53,6 +53,9 @@ class Exported:
 
     architecture: str
     reason: str
+    """What of the model no public class has; empty where one fits."""
+    plugins: list[str]
+    """Plug-ins of the user's own that have to be known wherever the wrapper loads it."""
     files: list[str]
     """The files of the weights."""
     tokenizer: str
@@ -83,7 +86,13 @@ def export(model: LanguageModel, folder: Path, dtype: str = "float32", max_shard
     files = writing.write_weights(folder, form.tensors, DTYPES[dtype], max_shard_size)
     lacking = writing.write_tokenizer(folder, model.encoder, length)
     difference, largest, theirs = verified(model, folder, form, DTYPES[dtype])
-    return Exported(config["architectures"][0], form.reason, files, lacking, difference, theirs, largest)
+    plugins = _own_plugins(model) if form.reason else []
+    return Exported(config["architectures"][0], form.reason, plugins, files, lacking, difference, theirs, largest)
+
+
+def _own_plugins(model: LanguageModel) -> list[str]:
+    found = [(plugin["name"], _without_folder(plugin["source"])) for plugin in model.record["plugins"]]
+    return [f"{name} ({source})" for name, source in found if source != "plugin"]
 
 
 def form_for(model: LanguageModel) -> Outgoing:

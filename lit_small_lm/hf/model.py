@@ -3,7 +3,7 @@
 Importing this module makes AutoConfig and AutoModelForCausalLM know `model_type` "lit_small_lm".
 Padding, left or right, is told by `attention_mask`: padded positions are documents of their own, which nothing sees.
 `generate` keeps our own decoding cache, which also holds the last inputs of every convolution; to read a long text in
-chunks (`prefill_chunk_size`) give it one, `past_key_values=Memory()`.
+chunks (`prefill_chunk_size`) give it one, `past_key_values=DecodingMemory()`.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class LitSmallLMConfig(PreTrainedConfig):
     max_position_embeddings: int | None = None
 
 
-class Memory:
+class DecodingMemory:
     """Our decoding cache, as `generate` carries it from step to step."""
 
     is_compileable = False
@@ -94,7 +94,7 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        past_key_values: Memory | None = None,
+        past_key_values: DecodingMemory | None = None,
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
@@ -141,13 +141,13 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
             raise RequestError(f"input_ids: {length} positions; the model has {limit}")
 
 
-def _memory(past: Any, use_cache: bool) -> Memory | None:
+def _memory(past: Any, use_cache: bool) -> DecodingMemory | None:
     """What to decode with: what was given, a new one where it is asked for, or none."""
-    if isinstance(past, Memory):
+    if isinstance(past, DecodingMemory):
         return past
     if past is not None and past.get_seq_length():
         raise RequestError(f"past_key_values: a {type(past).__name__}; allowed: what an earlier call returned")
-    return Memory() if use_cache else None
+    return DecodingMemory() if use_cache else None
 
 
 def visibility(ids: Tensor, mask: Tensor | None, kind: Kind, start: int = 0) -> Visibility:

@@ -68,6 +68,16 @@ def test_rows_are_added_where_they_are_asked_for(here, public_folder, capsys):
     assert load("c").logits(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 2, 273)
 
 
+def test_without_a_tokenizer_ids_are_scored_and_text_is_refused(here, public_folder, capsys):
+    (public_folder("a") / "tokenizer.json").unlink()
+    assert main(["import", "a", "b"]) == 0
+    assert "note: no tokenizer.json: the model takes and gives token ids, no text" in capsys.readouterr().err
+    assert load("b").logits(torch.zeros(1, 2, dtype=torch.long)).shape == (1, 2, 274)
+    refused(["generate", "b", "--prompt", "the"], 2, ["text: this model has no tokenizer, it takes token ids"], capsys)
+    assert main(["export", "b", "c", "--to", "hf"]) == 0
+    assert "note: no tokenizer: IdEncoder cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_imported_run_is_scored_trained_and_exported(run, tiny_text, capsys):
     source = ["--data.source.path", str(tiny_text)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from lit_small_lm.plugins.layer_scale import LayerScale
 from safetensors.torch import load_file
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
@@ -129,6 +130,7 @@ def test_layer_norm_scaling_goes_into_the_gains(norm, exported):
 OTHERS = {
     "canon": (BackboneSpec(layer=LayerSpec(canon_at="ABCD")), "canon_at 'ABCD'"),
     "scheme": (BackboneSpec(norm=PostNorm()), "PostNorm"),
+    "plug-in": (BackboneSpec(norm=LayerScale()), "LayerScale"),
     "scaling": (BackboneSpec(norm=LayerNormScaling(factor_on="branch")), "branch"),
 }
 
@@ -153,7 +155,8 @@ def test_nothing_of_this_machine_is_published(exported, tmp_path):
     model.record["plugins"] = [
         {"kind": "", "name": "Mine", "class_path": "lit_small_lm.backbone.BackboneSpec", "source": "file /home/me/x.py"}
     ]
-    folder, _ = exported(model)
+    folder, done = exported(model)
+    assert done.plugins == ["Mine (file x.py)"]
     assert json.loads((folder / "config.json").read_text())["lit_small_lm"]["plugins"][0]["source"] == "file x.py"
     assert all(str(tmp_path) not in file.read_text() for file in folder.glob("*.json"))
 

@@ -16,7 +16,7 @@ from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError
 from lit_small_lm.hf.exporting import export
-from lit_small_lm.hf.model import LitSmallLMConfig, LitSmallLMForCausalLM, Memory
+from lit_small_lm.hf.model import LitSmallLMConfig, LitSmallLMForCausalLM, DecodingMemory
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.shortconv import ShortConv
@@ -154,7 +154,7 @@ def test_generate_with_a_cache_as_without(model, options):
 
 def test_a_long_text_may_be_read_in_chunks(model):
     options = {"max_new_tokens": 10, "do_sample": False}
-    chunked = model.generate(**PADDED, **options, prefill_chunk_size=2, past_key_values=Memory())
+    chunked = model.generate(**PADDED, **options, prefill_chunk_size=2, past_key_values=DecodingMemory())
     assert torch.equal(chunked, model.generate(**PADDED, **options))
 
 
