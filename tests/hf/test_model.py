@@ -16,7 +16,7 @@ from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError
 from lit_small_lm.hf.exporting import export
-from lit_small_lm.hf.model import LitSmallLMConfig, LitSmallLMForCausalLM, DecodingMemory
+from lit_small_lm.hf.model import DecodingMemory, LitSmallLMConfig, LitSmallLMForCausalLM
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.shortconv import ShortConv
