@@ -253,18 +253,24 @@ def folder(name: str, path: Path, wanted: float, cure: str) -> Finding:
 
 def memory() -> Finding:
     """Memory that is free, within the limit of the container if there is one."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
+    free = free_memory()
+    if free is None:
         return Finding("machine", "memory", "ok", "how much is free is not known on this system")
-    limit, used = (_number(Path("/sys/fs/cgroup", name)) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:
-        free = min(free, limit - used)
     if free < 2 * GIB:
         cure = "a smaller --data.batch_size or --model.shape, or end what else runs"
         return Finding("machine", "memory", "warning", f"{free / GIB:.1f} GiB free", cure)
     return Finding("machine", "memory", "ok", f"{free / GIB:.1f} GiB free")
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that a process can still have, within the limit of the container; None where nobody says."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    limit, used = (_number(Path("/sys/fs/cgroup", name)) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, limit - used)
 
 
 def _number(file: Path) -> int | None:

@@ -58,17 +58,18 @@ class StepBytes:
 def rehearse(outline: Outline, workload: Workload) -> StepBytes:
     """The bytes of a training step of the whole network.
 
-    Networks of two and three layers of each kind are rehearsed: what the third adds, so does every further one. Where
-    what travels between layers grows with depth (layers that read all those before them), the whole depth is.
+    A network of one layer of each kind is rehearsed, and for each kind one with a second: what that adds, so does every
+    further one. Where what travels between layers grows with depth (layers that read all those before them), the whole
+    depth is rehearsed.
     """
     groups = outline.groups
     if carry_grows(outline, workload.objective.kind):
         return _shallow(outline, workload, dict.fromkeys(groups, outline.dims.n_layers))
-    base = found = _shallow(outline, workload, dict.fromkeys(groups, 2))
+    base = found = _shallow(outline, workload, dict.fromkeys(groups, 1))
     for group in groups:
-        if group.count > 2:
-            deeper = _shallow(outline, workload, {**dict.fromkeys(groups, 2), group: 3})
-            found = found.plus(deeper.plus(base, -1), group.count - 2)
+        if group.count > 1:
+            deeper = _shallow(outline, workload, {**dict.fromkeys(groups, 1), group: 2})
+            found = found.plus(deeper.plus(base, -1), group.count - 1)
     return found
 
 
@@ -108,7 +109,7 @@ class _NoValues(TorchFunctionMode):
 
 
 class _Step:
-    """Two steps, of which the second is measured: then gradients and optimizer state are there as they always are."""
+    """A step like all but the first: gradients and optimizer state are there."""
 
     def __init__(self, net: Backbone, workload: Workload, values: contextlib.AbstractContextManager[Any]) -> None:
         self.net, self.workload, self.values = net, workload, values
@@ -126,7 +127,9 @@ class _Step:
             net.to_empty(device="cpu")
             weights = ledger.bytes
             optimizer = workload.optim.build(list(net.named_roles()), fused=workload.precision != "16-mixed")
-            self._peaks(optimizer)
+            for parameter in net.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
             forward, backward, update = self._peaks(optimizer)
             state = _sizes(value for values in optimizer.state.values() for value in values.values())
         gradients = _sizes(parameter.grad for parameter in net.parameters())
