@@ -29,6 +29,7 @@ from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Optim, Spec
 from lit_small_lm.ranks import number_here
 from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
+from lit_small_lm.training.callbacks.depth import DepthMonitor
 from lit_small_lm.training.callbacks.ema import EMA
 from lit_small_lm.training.callbacks.progress import RunProgress
 from lit_small_lm.training.callbacks.run_files import RunFiles
@@ -71,6 +72,7 @@ def roots() -> dict[str, Option]:
         "optim": slot(Optim, AdamW()),
         "schedule": group(WSDSchedule),
         "checkpoints": group(Checkpoints),
+        "depth": group(DepthMonitor),
         "trainer": group(Trainer, trainer),
         "compile": plain(str, "off", {"choices": COMPILE_MODES}),
         "activation_checkpointing": plain(str, "off", {"choices": ACTIVATION_CHECKPOINTING}),
@@ -213,6 +215,7 @@ class LitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(WSDSchedule, "schedule")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(DepthMonitor, "depth")
 
     # ------------------------------------------------------------------------------------------------ building
     def before_instantiate_classes(self) -> None:
@@ -304,12 +307,14 @@ class LitCLI(LightningCLI):
         return trainer
 
     def _callbacks(self, settings: Any) -> list[Callback]:
-        """Step metrics first and checkpoints last, so that a checkpoint holds the counters of its step."""
+        """Step metrics first, depth after them, and checkpoints last, so that a checkpoint holds the counters of its
+        step and comes after every line of it."""
         step = self.start.step if self.options.resume else 0
         self.files = RunFiles(self.config_text, self.options.run_dir, step)
         shown = [report.Announcement(settings.trainer.precision, self.why), RunProgress()]
         quiet = settings.trainer.enable_progress_bar is False
-        return [StepMetrics(), settings.schedule, self.files, *([] if quiet else shown), settings.checkpoints]
+        metrics = [StepMetrics(), settings.depth]
+        return [*metrics, settings.schedule, self.files, *([] if quiet else shown), settings.checkpoints]
 
     # ------------------------------------------------------------------------------------------------- running
     def fit(self, model: LanguageModule, **kwargs: Any) -> None:
@@ -320,6 +325,7 @@ class LitCLI(LightningCLI):
             strategy.refuse_early(model)
         if number_here() == 0:
             self.datamodule.pace.check_shares(1, self.trainer.accumulate_grad_batches)
+            room.warn(model, self.datamodule, self.config_text, self.options.run_dir)
             self.datamodule.tell = progress = Shown("data")
             self.datamodule.prepare_data()  # text that cannot be read is found before other processes start
             progress.done()

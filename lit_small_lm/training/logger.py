@@ -7,9 +7,11 @@ of the training it belongs to, whatever the trainer passes.
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -74,6 +76,12 @@ class RunLogger(Logger):
             self._events.add_scalar(key, value, position.step)
 
     @rank_zero_only
+    def draw(self, name: str, image: np.ndarray, step: int) -> None:
+        """An image (height, width, 3) of bytes, for TensorBoard alone."""
+        if self._events is not None:
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is in config.yaml."""
 
@@ -86,6 +94,15 @@ class RunLogger(Logger):
     def finalize(self, status: str) -> None:
         if self._events is not None:
             self._events.close()
+
+
+def log_everywhere(loggers: Sequence[Logger], position: Position, metrics: dict[str, float]) -> None:
+    """Metrics of one step to the run's logger, and to those that the user has asked for beside it."""
+    for logger in loggers:
+        if isinstance(logger, RunLogger):
+            logger.write(position, metrics)
+        else:
+            logger.log_metrics(metrics, position.step)
 
 
 def _json_number(value: float) -> float | str:

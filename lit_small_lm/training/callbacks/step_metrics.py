@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_small_lm.errors import RunError
 from lit_small_lm.ranks import data_rank
 from lit_small_lm.training.lit import LanguageModule
-from lit_small_lm.training.logger import Position, RunLogger
+from lit_small_lm.training.logger import Position, RunLogger, log_everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +97,7 @@ class StepMetrics(Callback):
                 "train/grad_norm": norm,
                 "train/tokens_per_second": round(step.tokens_per_second, 1),
             }
-            for logger in trainer.loggers:
-                if isinstance(logger, RunLogger):
-                    logger.write(step.position, self.latest)
-                else:
-                    logger.log_metrics(self.latest, step.position.step)
+            log_everywhere(trainer.loggers, step.position, self.latest)
             self._refuse_divergence(trainer, step.position.step)
 
     def _refuse_divergence(self, trainer: Trainer, step: int) -> None:
