@@ -10,23 +10,20 @@ import yaml
 
 from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.checkpoint import read, record_of
-from lit_small_lm.cli.lit import roots
-from lit_small_lm.cli.plan_workload import PRECISIONS, workload_of
+from lit_small_lm.cli.lit import PRECISIONS, roots
+from lit_small_lm.cli.plan_workload import vocabulary, workload_of
 from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import with_packaged_files
 from lit_small_lm.cli.schema import Option, class_named, options_of
-from lit_small_lm.data.datamodule import TokenData
-from lit_small_lm.data.store import TokenStore
-from lit_small_lm.data.tokenizer import BPE
-from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.hf.folder import CONFIG, read_json
-from lit_small_lm.hf.registry import read_model
+from lit_small_lm.hf.importing import model_of
 from lit_small_lm.planning.counts import size
 from lit_small_lm.planning.devices import Device
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.planning.plan import Subject
 from lit_small_lm.planning.workload import BOTH_WAYS
-from lit_small_lm.plugin import Dims, Shape, Spec, Tokenizer
+from lit_small_lm.plugin import Dims, Shape, Tokenizer
 from lit_small_lm.shapes import fixed, mismatch
 from lit_small_lm.training.lit import LanguageModule
 
@@ -102,7 +99,7 @@ def _of_configuration(
     data = request.tree.get("data", {})
     if asked.vocab_size is not None:
         known = (asked.vocab_size, "--vocab_size")
-    vocab_size, vocabulary = known or _vocabulary(data)
+    vocab_size, said = known or vocabulary(data)
     backbone = _with_head(parts.get("backbone", BackboneSpec()), asked)
     shape = parts.get("shape")
     if not isinstance(shape, Shape):
@@ -114,7 +111,7 @@ def _of_configuration(
         outline=outline,
         workload=workload_of(request.tree, asked.device, _objective(cls, {**parts, "backbone": backbone}, dims)),
         source=source,
-        vocabulary=vocabulary,
+        vocabulary=said,
         notes=(*request.notices, *([str(found)] if found else [])),
     )
 
@@ -135,9 +132,9 @@ OWN = (
 
 
 def _options() -> dict[str, Option]:
-    """The options of `fit`, with the precisions that only a plan knows."""
+    """The options of `fit`, and pure bfloat16, which can be planned for only."""
     found = roots()
-    bounds = {**found["trainer"].bounds, "precision": {"choices": PRECISIONS}}
+    bounds = {**found["trainer"].bounds, "precision": {"choices": (*PRECISIONS, "bf16-true")}}
     return {**found, "trainer": replace(found["trainer"], bounds=bounds)}
 
 
@@ -163,42 +160,22 @@ def _with_head(backbone: BackboneSpec, asked: Asked) -> BackboneSpec:
     return backbone if asked.head is None else replace(backbone, head=asked.head)
 
 
-def _vocabulary(data: Mapping[str, Any]) -> tuple[int, str]:
-    """The vocabulary that a configuration will train with, and where it comes from."""
-    if data.get("store"):
-        found = TokenStore.open(Path(data["store"]).expanduser()).encoder
-        return found.specials.vocab_size, "the token store's"
-    option = options_of(TokenData)["tokenizer"]
-    tokenizer: Spec = option.kind.from_dict(data["tokenizer"]) if "tokenizer" in data else option.default
-    name = type(tokenizer).__name__
-    if isinstance(tokenizer, BPE):
-        return tokenizer.vocab_size, f"what data.tokenizer {name} asks for; a small corpus may not fill it"
-    try:
-        return tokenizer.learn(iter(())).specials.vocab_size, f"data.tokenizer {name}"
-    except (RequestError, RunError):
-        raise
-    except Exception as error:  # a plug-in that has to see texts
-        raise RequestError(
-            f"data.tokenizer: {name} does not know its size without texts ({type(error).__name__}); give --vocab_size"
-        ) from None
-
-
 # ----------------------------------------------------------------------------------------------------- public models
 def _of_public(file: Path, argv: Sequence[str], asked: Asked) -> Subject:
     config = read_json(file)
-    model = read_model(config)
+    model = model_of(config)
     options = {name: option for name, option in _options().items() if name != "model"}
     request = check_request(argv, options, beside=OWN)
     tree = {**request.tree, "data": dict(request.tree.get("data", {}))}
     tree["data"].setdefault("seq_len", min(model.max_length or SEQ_LEN, SEQ_LEN))
     vocab_size = asked.vocab_size or model.vocab_size
-    vocabulary = "--vocab_size" if asked.vocab_size else f"{CONFIG}, padding rows included"
+    said = "--vocab_size" if asked.vocab_size else f"{CONFIG}, padding rows included"
     objective = BOTH_WAYS if model.bidirectional else None
     return Subject(
         outline=Outline(_with_head(model.backbone, asked), model.shape.resolve(), vocab_size),
         workload=workload_of(tree, asked.device, objective),
         source=f"{config['model_type']}, {shown(str(file))}",
-        vocabulary=vocabulary,
+        vocabulary=said,
         extras=model.extras,
         head_is_known=TIE in config or asked.head is not None,
         notes=tuple(request.notices),

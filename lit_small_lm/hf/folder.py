@@ -18,8 +18,9 @@ from torch import Tensor
 from lit_small_lm.errors import RequestError, RunError, first_line, shown
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-LIMITS = {CONFIG: 1 << 22, INDEX: 1 << 26}
-"""Bytes that a JSON file may have, by name; the largest public ones have a tenth."""
+TOKENIZER = "tokenizer.json"
+LIMITS = {CONFIG: 1 << 22, INDEX: 1 << 26, TOKENIZER: 1 << 28}
+"""Bytes that a JSON file may have, by name; the largest public ones have an eighth."""
 SMALL = 1 << 20
 """Of any other JSON file."""
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -82,9 +83,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object as plain data. Raises RequestError as `read_config` does."""
     file = within(file.parent, file.name)
-    name, limit = shown(str(file)), LIMITS.get(file.name, SMALL)
-    if file.stat().st_size > limit:
-        raise RequestError(f"{name}: {file.stat().st_size:,} bytes; allowed: at most {limit:,}")
+    refuse_large(file)
+    name = shown(str(file))
     try:
         text = file.read_bytes().decode()
         found = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_twins)
@@ -99,6 +99,13 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RequestError(f"{name}: it holds a {type(found).__name__}; allowed: a JSON object")
     return found
+
+
+def refuse_large(file: Path) -> None:
+    """Raise RequestError if a file is larger than one of its name ever has to be."""
+    size, limit = file.stat().st_size, LIMITS.get(file.name, SMALL)
+    if size > limit:
+        raise RequestError(f"{shown(str(file))}: {size:,} bytes; allowed: at most {limit:,}")
 
 
 def read_weights(folder: Path) -> Weights:

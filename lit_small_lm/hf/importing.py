@@ -83,6 +83,11 @@ def form_of(config: Mapping[str, Any]) -> Form:
     return Form(model, NextToken(), entries, frozenset(heads), family.prefix, tuple(family.derived))
 
 
+def model_of(config: Mapping[str, Any]) -> Model:
+    """The model of a config.json, also one that can only be counted. Raises RequestError as `form_of` does."""
+    return _own_form(config).model if config.get("model_type") == OWN else family_of(config).read(config)
+
+
 def model_type(config: Mapping[str, Any]) -> str:
     """What a config.json calls its class, safe to print."""
     return shown(str(config.get("model_type")))
@@ -136,7 +141,7 @@ def _own_form(config: Mapping[str, Any]) -> Form:
     try:
         need_plugins(record)
         dims = Shape.from_dict(record["shape"]).resolve()
-        rows, length = (None if config[key] is None else int(config[key]) for key in ("vocab_size", LENGTH))
+        rows, length = (None if config.get(key) is None else int(config[key]) for key in ("vocab_size", LENGTH))
         model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), rows, max_length=length)
         entries = [Entry(name, (OWN_PREFIX + name,)) for name in _empty(model).state_dict()]
         return Form(model, Objective.from_dict(record["objective"]), entries)

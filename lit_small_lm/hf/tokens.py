@@ -23,12 +23,10 @@ from lit_small_lm.data.tokenizer import (
     unused,
 )
 from lit_small_lm.errors import RequestError, first_line, nearest, shown
-from lit_small_lm.hf.folder import read_json, within
+from lit_small_lm.hf.folder import TOKENIZER, read_json, refuse_large, within
 from lit_small_lm.plugin import Encoder, Specials, Tokenizer
 
-FILE, SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
-MOST_BYTES = 1 << 28
-"""Of a tokenizer.json; the largest public ones have an eighth."""
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], rows: int, end: str 
     Raises:
         RequestError: it is not known which token ends a document, or the file is no tokenizer.
     """
-    if not (folder / FILE).exists():
-        return _ids_only(config, rows, end, f"no {FILE}")
+    if not (folder / TOKENIZER).exists():
+        return _ids_only(config, rows, end, f"no {TOKENIZER}")
     try:
         return _byte_level(folder, config, rows, end)
     except Unsuitable as error:
@@ -67,7 +65,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], rows: int, end: str 
 
 # --------------------------------------------------------------------------------------------------------- with text
 def _byte_level(folder: Path, config: Mapping[str, Any], rows: int, end: str | None) -> Found:
-    file = within(folder, FILE)
+    file = within(folder, TOKENIZER)
     library = _library(file)
     size = 1 + max(library.get_vocab().values())
     if size > rows:
@@ -84,9 +82,7 @@ def _byte_level(folder: Path, config: Mapping[str, Any], rows: int, end: str | N
 
 
 def _library(file: Path) -> Library:
-    size = file.stat().st_size
-    if size > MOST_BYTES:
-        raise RequestError(f"{shown(str(file))}: {size:,} bytes; allowed: at most {MOST_BYTES:,}")
+    refuse_large(file)
     try:
         library = Library.from_file(str(file))
     except Exception as error:  # the library raises plain Exceptions

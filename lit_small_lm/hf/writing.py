@@ -14,10 +14,10 @@ from tokenizers import processors
 from torch import Tensor
 
 from lit_small_lm.errors import RequestError, shown
-from lit_small_lm.hf.folder import CONFIG, INDEX
+from lit_small_lm.hf.folder import CONFIG, INDEX, TOKENIZER
 from lit_small_lm.plugin import Encoder, Specials
 
-GENERATION, TOKENIZER, TOKENIZER_SETTINGS = "generation_config.json", "tokenizer.json", "tokenizer_config.json"
+GENERATION, TOKENIZER_SETTINGS = "generation_config.json", "tokenizer_config.json"
 SETTINGS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "clean_up_tokenization_spaces": False,
