@@ -2,8 +2,8 @@
 
 Angular distance between the stream before and after a layer (arXiv 2403.17887), Block Influence (arXiv 2403.03853),
 the share that a branch adds to the stream (arXiv 2505.13898), entropy of attention (arXiv 2303.06296), dead units
-(arXiv 2309.04827). The one trick: angles are taken from the sum and the difference of unit vectors, never from an arc cosine,
-which near a cosine of one knows no angle below 1e-4.
+(arXiv 2309.04827). The one trick: angles are taken from the sum and the difference of unit vectors, never from an arc
+cosine, which near a cosine of one knows no angle below 1e-4.
 """
 
 import math
