@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_small_lm.context import Visibility
+from lit_small_lm.context import Kind, Visibility
 
 
 class Specials(NamedTuple):
@@ -46,6 +46,18 @@ class Specials(NamedTuple):
         """The special ids there are, by name."""
         named = {"end": self.end, "pad": self.pad, "mask": self.mask, "begin": self.begin}
         return {name: index for name, index in named.items() if index is not None}
+
+
+class Decoding(NamedTuple):
+    """How the networks of an objective may be asked while text is drawn from them."""
+
+    kinds: tuple[Kind, ...] = ("causal", "bidirectional")
+    """The visibilities they answer under; a sampler asks under the first of its own that is among them."""
+    block_size: int | None = None
+    """Positions of a diffusion block, counted from the document's first; None: the whole document is one."""
+    logits_at: Literal["own", "before"] = "own"
+    """Where the logits of a masked position stand: there, or one position before, which for the first position of a
+    block is the last of the finished text."""
 
 
 @dataclass(frozen=True)

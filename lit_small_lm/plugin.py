@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_small_lm.batch import Batch, Query, Specials
+from lit_small_lm.batch import Batch, Decoding, Query, Specials
 from lit_small_lm.concerns import Concern
 from lit_small_lm.context import Branch, Context, Kind  # noqa: F401
 from lit_small_lm.corpora import (  # noqa: F401
@@ -31,7 +31,8 @@ from lit_small_lm.errors import RequestError
 from lit_small_lm.roles import Embedding, Linear  # noqa: F401  (offered here to authors of plug-ins)
 from lit_small_lm.spec import PLUGIN_API, Spec, find, kinds, known, setting  # noqa: F401
 
-EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional")
+EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional", "block", "doubled")
+"""What a part declares that takes masks and neighbours from the Visibility and so honours whatever it says."""
 Split = Literal["train", "validation", "test"]
 
 
@@ -324,6 +325,10 @@ class Objective(Spec):
     def sampler(self) -> "Sampler":
         """The sampler this objective's models are decoded with unless another is asked for."""
 
+    def decoding(self) -> Decoding:
+        """How samplers may ask its networks; under the visibility it trains under by default."""
+        return Decoding((self.kind,))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Spec):
@@ -342,18 +347,29 @@ class Frame(NamedTuple):
     """A state of the text while it is being sampled."""
 
     tokens: Tensor
-    """(B, T) prompt and everything sampled so far."""
+    """(B, T) prompt and everything sampled so far; the mask where nothing stands yet, in the last frame nowhere."""
     nfe: int
     """Network evaluations so far."""
+    settled: Tensor | None = None
+    """(B, T) tokens that no later frame changes; None: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Spec):
     """Draws text from a network."""
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal",)
+    """The visibilities it can ask a network under; it needs one that the network answers under."""
+
     @abc.abstractmethod
-    def frames(self, net: Net, prompt: Tensor, n: int, key: int, specials: Specials) -> Iterator[Frame]:
-        """Extend `prompt` (B, P) by up to `n` tokens; draws are a function of `key`; no padding or mask is drawn."""
+    def frames(
+        self, net: Net, prompt: Tensor, n: int, key: int, specials: Specials, decoding: Decoding = Decoding()
+    ) -> Iterator[Frame]:
+        """Extend `prompt` (B, P) by up to `n` tokens, and fill where it holds the mask's id.
+
+        Shorter prompts of a batch are padded on the left with `specials.pad`. Draws are a function of `key` and of row
+        and position; no padding or mask is drawn, and no token that was given changes.
+        """
 
 
 class Parameter(NamedTuple):

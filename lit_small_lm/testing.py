@@ -1,7 +1,7 @@
 """The contract suite: `check(spec)` tells whether a Spec keeps what its kind promises.
 
 It works on any final Spec, yours included: put `check(MyScheme())` into a test. The name of a contract in an error
-message is the name of the function, below or in `testing_network`, that tries it.
+message is the name of the function, below, in `testing_network` or in `testing_samplers`, that tries it.
 """
 
 import ast
@@ -15,9 +15,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
-from lit_small_lm.backbone import Backbone, BackboneSpec, size_of
+from lit_small_lm.backbone import BackboneSpec, size_of
 from lit_small_lm.context import Context
 from lit_small_lm.plugin import (
     Batch,
@@ -33,7 +32,6 @@ from lit_small_lm.plugin import (
     Site,
     Source,
     Spec,
-    Specials,
     Tokenizer,
     find,
 )
@@ -49,9 +47,9 @@ from lit_small_lm.testing_network import (
     require,
     tokens_for,
 )
+from lit_small_lm.testing_samplers import SAMPLER, SPECIALS
 
 TEXTS = ("def f(x):\n    return x\n", "naïve café — 日本語 🙂", "<|end|> is plain text here", "\t a  b\r\n", "x")
-SPECIALS = Specials(VOCAB, end=0, pad=1, mask=2)
 ROLES = (
     "embedding",
     "positions",
@@ -200,7 +198,7 @@ def masks_more_as_time_goes_on(spec: Noise, dims: Dims) -> None:
     require(bool((torch.isfinite(weight) & (weight >= 0)).all()), "weights must be finite and not negative")
 
 
-# ---------------------------------------------------------------------------------------------- objectives and samplers
+# --------------------------------------------------------------------------------------------------------- objectives
 def asks_a_well_formed_question(spec: Objective, dims: Dims) -> None:
     """A query's tensors go together, and depend on batch and key only."""
     batch = _batch()
@@ -243,38 +241,6 @@ def _batch() -> Batch:
     tokens = torch.randint(3, VOCAB, (4, TIME + 1))
     docs = (torch.arange(TIME + 1) * 2 // TIME).expand(tokens.shape)
     return Batch(tokens, docs, torch.rand(4, TIME) < 0.7, torch.arange(4), torch.arange(4), SPECIALS)
-
-
-class _Counted:
-    """A network that counts its evaluations."""
-
-    def __init__(self, net: Backbone) -> None:
-        self.net, self.calls = net, 0
-
-    def __call__(self, *args, **kwargs) -> Tensor:
-        self.calls += 1
-        return self.net(*args, **kwargs)
-
-
-def extends_the_prompt_and_counts(spec: Sampler, dims: Dims) -> None:
-    """A sampler keeps the prompt, draws what it may, and counts evaluations."""
-    net, prompt, calls = _Counted(network_for(BackboneSpec(), dims)), torch.randint(3, VOCAB, (2, 4)), 0
-    for frame in spec.frames(net, prompt, 6, 7, SPECIALS):
-        new = frame.tokens[:, 4:]
-        require(torch.equal(frame.tokens[:, :4], prompt), "the prompt has changed")
-        require(new.shape[1] <= 6, f"{new.shape[1]} new tokens where 6 were asked for")
-        require(frame.nfe == net.calls >= calls, f"{frame.nfe} evaluations counted, {net.calls} made")
-        calls = frame.nfe
-    require(calls > 0 and new.shape[1] > 0, "no text was drawn")
-    require(bool(((new >= 0) & (new < VOCAB)).all()), "ids outside the vocabulary were drawn")
-    require(not torch.isin(new, torch.tensor([1, 2])).any(), "padding or mask was drawn")
-
-
-def draws_the_same_text_from_the_same_key(spec: Sampler, dims: Dims) -> None:
-    """Draws are a function of the key."""
-    net, prompt = network_for(BackboneSpec(), dims), torch.randint(3, VOCAB, (2, 4))
-    first, second = ([frame.tokens for frame in spec.frames(net, prompt, 6, 7, SPECIALS)][-1] for _ in range(2))
-    require(torch.equal(first, second), "two runs with one key differ")
 
 
 # ------------------------------------------------------------------------------------------- optimizers, text to tokens
@@ -345,7 +311,7 @@ BY_KIND: dict[type[Spec], tuple[Callable, ...]] = {
     Noise: (masks_more_as_time_goes_on,),
     Router: (chooses_distinct_experts,),
     Objective: (asks_a_well_formed_question, gives_a_row_the_same_noise_in_any_batch, can_be_trained_on),
-    Sampler: (extends_the_prompt_and_counts, draws_the_same_text_from_the_same_key),
+    Sampler: SAMPLER,
     Optim: (steps_every_parameter_once,),
     Tokenizer: (turns_text_to_ids_and_back,),
     Source: (reads_the_same_documents_every_time,),

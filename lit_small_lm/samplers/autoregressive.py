@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_small_lm.context import Cache, Context, Visibility
+from lit_small_lm.context import Cache, Context
 from lit_small_lm.keys import generator
-from lit_small_lm.plugin import Frame, Net, Sampler, Specials, setting
+from lit_small_lm.plugin import Decoding, Frame, Net, Sampler, Specials, setting
 from lit_small_lm.samplers.logits import draw, probabilities
+from lit_small_lm.samplers.padding import left_padding, padded_rows, refuse_masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +25,20 @@ class Autoregressive(Sampler):
     """Only the likeliest tokens that together hold this mass may be drawn."""
 
     @torch.no_grad()
-    def frames(self, net: Net, prompt: Tensor, n: int, key: int, specials: Specials) -> Iterator[Frame]:
-        """One frame a token. A row's draws depend on `key` and the row's index alone, not on the other rows."""
-        tokens, cache = prompt, Cache(prompt.shape[1] + n)
+    def frames(
+        self, net: Net, prompt: Tensor, n: int, key: int, specials: Specials, decoding: Decoding = Decoding()
+    ) -> Iterator[Frame]:
+        """One frame a token. A row's draws depend on `key` and the row's index alone, not on the other rows.
+
+        Raises:
+            RequestError: the prompt has masks to be filled.
+        """
+        refuse_masks(self, prompt, specials)
+        tokens, cache, padding = prompt, Cache(prompt.shape[1] + n), left_padding(prompt, specials)
         draws = [generator(key, "sample", row) for row in range(prompt.shape[0])]
         new, never = prompt, specials.never_drawn()
         for step in range(n):
-            seen = Visibility.rows(new, start=cache.length)
+            seen = padded_rows(new, padding, start=cache.length)
             logits = net(new, Context(seen, cache))[:, -1]  # (B, V)
             probs = probabilities(logits, self.temperature, self.top_k, self.top_p, never)
             uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in draws])

@@ -115,7 +115,7 @@ class BrokenBound(NextToken):
 class BrokenCount(Sampler):
     """Counts one evaluation for two."""
 
-    def frames(self, net, prompt, n, key, specials):
+    def frames(self, net, prompt, n, key, specials, decoding):
         for frame in Autoregressive().frames(net, prompt, n, key, specials):
             yield Frame(frame.tokens, (frame.nfe + 1) // 2)
 
@@ -124,7 +124,7 @@ class BrokenCount(Sampler):
 class BrokenKey(Sampler):
     """Does not use the key."""
 
-    def frames(self, net, prompt, n, key, specials):
+    def frames(self, net, prompt, n, key, specials, decoding):
         yield from Autoregressive().frames(net, prompt, n, random.randrange(1 << 30), specials)
 
 
@@ -132,7 +132,7 @@ class BrokenKey(Sampler):
 class BrokenNever(Sampler):
     """Draws what must not be drawn."""
 
-    def frames(self, net, prompt, n, key, specials):
+    def frames(self, net, prompt, n, key, specials, decoding):
         yield from Autoregressive().frames(net, prompt, n, key, specials._replace(pad=15, mask=14))
 
 
