@@ -1,7 +1,6 @@
-"""Who may look at whom, and what a forward pass carries along.
+"""What a forward pass carries along.
 
-`Visibility` is the only place that knows which positions see which; attention masks and convolution taps both come
-from it, so that a convolution can never see what attention may not. `Cache` is decoding memory, `Trace` the record
+`Visibility` (its own module, handed on here) says who may look at whom. `Cache` is decoding memory, `Trace` the record
 of one forward pass, `Context` the three together, as every part of the network receives them.
 
 Shape legend of the whole package: B batch, T time (positions of this call), S keys (cached and new), D dim, H heads,
@@ -10,79 +9,15 @@ G key/value heads, K head dim, F hidden, V vocabulary, N kernel.
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_small_lm.errors import RequestError
+from lit_small_lm.visibility import Kind, Place, Visibility  # noqa: F401
 
-Kind = Literal["causal", "bidirectional"]
 R = TypeVar("R")
-
-
-class Place(NamedTuple):
-    """Where positions stand: their index within their document, and which document (None: one document a row)."""
-
-    position: Tensor
-    doc: Tensor | None
-
-    def unsqueeze(self, dim: int) -> "Place":
-        return Place(self.position.unsqueeze(dim), None if self.doc is None else self.doc.unsqueeze(dim))
-
-
-@dataclasses.dataclass(frozen=True)
-class Visibility:
-    """Who may look at whom in rows of packed documents; documents never see each other."""
-
-    positions: Tensor
-    """(B, T) index of each position within its document, from 0."""
-    doc_ids: Tensor | None = None
-    """(B, T) document of each position, an id of its own for every document of a row; None: every row is one document
-    (the fast paths need no mask)."""
-    kind: Kind = "causal"
-    """"causal": a position sees itself and what came before; "bidirectional": its whole document."""
-
-    @classmethod
-    def rows(cls, tokens: Tensor, doc_ids: Tensor | None = None, kind: Kind = "causal", start: int = 0) -> "Visibility":
-        """Visibility of whole rows `tokens` (B, T): positions count from `start`, from 0 again in each document."""
-        index = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)  # (B, T)
-        if doc_ids is None:
-            return cls(index, None, kind)
-        opens = torch.zeros_like(doc_ids, dtype=torch.bool)
-        opens[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
-        return cls(index - torch.where(opens, index, 0).cummax(1).values, doc_ids, kind)
-
-    @property
-    def place(self) -> Place:
-        return Place(self.positions, self.doc_ids)
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether left neighbours lie side by side in the row, so that a convolution may shift instead of gather."""
-        return self.kind in ("causal", "bidirectional")
-
-    def visible(self, q: Place, k: Place, window: int | None = None) -> Tensor:
-        """Whether query places see key places (broadcast); `window` counts the visible keys, the query included."""
-        distance = q.position - k.position
-        seen = distance >= 0 if self.kind == "causal" else torch.ones_like(distance, dtype=torch.bool)
-        if window is not None:
-            seen = seen & (distance.abs() < window)
-        return seen if q.doc is None or k.doc is None else seen & (q.doc == k.doc)
-
-    def dense(self, keys: Place | None = None, window: int | None = None) -> Tensor:
-        """The attention mask (B, 1, T, S), True where a query (T) may look at a key (S; `keys` or this row's own)."""
-        keys = keys or self.place
-        return self.visible(self.place.unsqueeze(-1), keys.unsqueeze(-2), window).unsqueeze(1)
-
-    def neighbour(self, j: int) -> tuple[Tensor, Tensor]:
-        """The j-th left neighbour of every position: its index in the row (B, T), and whether there is one (B, T).
-
-        The neighbour of a document's first position does not exist. Both kinds share it: the taps of a causal
-        convolution look left, whoever attention may look at.
-        """
-        index = torch.arange(self.positions.shape[1], device=self.positions.device).expand(self.positions.shape) - j
-        return index.clamp(min=0), self.positions >= j
 
 
 class Cache:
@@ -122,6 +57,11 @@ class Cache:
         """Count the positions that the finished forward pass has written."""
         self.length += count
 
+    def peek(self) -> "Cache":
+        """A cache for one forward pass that sees what is held here and leaves no trace of its own: a block of text may
+        be looked at many times before it is written."""
+        return _Peek(self)
+
     def select(self, rows: Tensor) -> None:
         """Keep `rows` (B,), indices into the batch, in their order: what a beam search goes on with."""
         self._buffers = {address: buffer[rows] for address, buffer in self._buffers.items()}
@@ -138,6 +78,18 @@ class Cache:
             buffer = self._buffers[address] = longer
         buffer.narrow(dim, self.length, value.shape[dim]).copy_(value)
         return buffer.narrow(dim, 0, end)
+
+
+class _Peek(Cache):
+    """Shares the buffers of another cache; what it writes lies behind their length, and is written over."""
+
+    def __init__(self, cache: Cache) -> None:
+        super().__init__(cache.capacity)
+        self.length, self._buffers = cache.length, cache._buffers
+
+    def left(self, address: Hashable, h: Tensor, count: int) -> Tensor:
+        past = self._buffers.get(address)
+        return torch.cat([h.new_zeros(h.shape[0], count, h.shape[2]) if past is None else past, h], dim=1)
 
 
 class Trace:
@@ -183,6 +135,8 @@ class Context:
     """The record of this forward pass."""
     step: Tensor | None = None
     """Optimizer steps taken so far, a 0-d tensor; None outside training."""
+    impossible: tuple[int, ...] = ()
+    """Ids that have no probability: they are left out of the softmax."""
 
     def keys(self) -> Place:
         """The places of all keys of this call, cached ones included."""
@@ -194,7 +148,8 @@ class Context:
 
         None where the kind of visibility says it all: whole rows of one document, without cache and window.
         """
-        if self.cache is None and self.visibility.doc_ids is None and window is None:
+        plain = self.visibility.kind in ("causal", "bidirectional") and self.visibility.doc_ids is None
+        if plain and self.cache is None and window is None:
             return None
         return self.trace.once(("mask", window), lambda: self.visibility.dense(self.keys(), window))
 

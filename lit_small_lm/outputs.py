@@ -28,7 +28,8 @@ def check_outputs(net: Backbone, kind: Kind) -> None:
             and what was found are named.
     """
     watches = [*_watches(net)]
-    tokens = torch.zeros(1, min(TIME, net.limit() or TIME), dtype=torch.long, device="meta")
+    length = min(TIME, net.limit() or TIME) * (2 if kind == "doubled" else 1)
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
     try:
         with torch.no_grad():
             net(tokens, Context(Visibility.rows(tokens, kind=kind)))

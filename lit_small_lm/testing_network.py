@@ -19,7 +19,7 @@ from lit_small_lm.plugin import EVERY_KIND, FFN, Canon, Dims, Init, Mixer, Norm,
 from lit_small_lm.roles import moving_buffers
 
 TINY = Dims(dim=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, hidden=24)
-VOCAB, TIME = 16, 12
+VOCAB, TIME, BLOCK = 16, 12, 3
 TOLERANCE = 1e-5
 """Of the largest value compared: far above float64 rounding, with room for a part that computes in float32."""
 
@@ -53,7 +53,7 @@ def keeps_packed_documents_apart(backbone: BackboneSpec, dims: Dims) -> None:
     """Documents of a packed row have no gradient in each other, and score as they do alone."""
     for kind in kinds_of(backbone):
         net, tokens = network_for(backbone, dims), tokens_for(backbone)
-        docs = (torch.arange(tokens.shape[1]) * 3 // tokens.shape[1]).expand(tokens.shape)  # three to a row
+        docs = documents(tokens, kind)
         embedded: list[Tensor] = []
         handle = net.embed.register_forward_hook(lambda module, args, x, kept=embedded: kept.append(x))
         packed = net(tokens, context(tokens, kind, docs))
@@ -77,6 +77,21 @@ def decodes_with_a_cache_as_without(backbone: BackboneSpec, dims: Dims) -> None:
         for piece in tokens.split(size, dim=1):
             pieces.append(net(piece, Context(Visibility.rows(piece, start=cache.length), cache)))
         close(torch.cat(pieces, dim=1), whole, f"logits decoded {size} at a time")
+
+
+def trains_blocks_as_it_decodes_them(backbone: BackboneSpec, dims: Dims) -> None:
+    """One pass over [noisy ; clean] gives the logits of decoding block by block, behind a cache of finished blocks."""
+    if not {"block", "doubled"} <= set(kinds_of(backbone)):
+        return
+    net, tokens = network_for(backbone, dims), tokens_for(backbone)
+    noisy, cache, pieces = tokens.roll(1, 0), Cache(tokens.shape[1]), {"noisy": [], "clean": []}
+    whole = net(torch.cat([noisy, tokens], dim=1), Context(Visibility.rows(tokens).doubled(BLOCK)))
+    for now, finished in zip(noisy.split(BLOCK, dim=1), tokens.split(BLOCK, dim=1), strict=True):
+        seen = Visibility.rows(now, kind="block", start=cache.length, block_size=BLOCK)
+        for name, piece, memory in (("noisy", now, cache.peek()), ("clean", finished, cache)):
+            pieces[name].append(net(piece, Context(seen, memory)))
+    for (name, found), wanted in zip(pieces.items(), whole.chunk(2, dim=1), strict=True):
+        close(torch.cat(found, dim=1), wanted, f"{name} logits, decoded in blocks of {BLOCK}")
 
 
 def is_rebuilt_from_the_meta_device(backbone: BackboneSpec, dims: Dims) -> None:
@@ -126,14 +141,20 @@ def network_for(backbone: BackboneSpec, dims: Dims) -> Backbone:
 
 
 def tokens_for(backbone: BackboneSpec) -> Tensor:
-    """(B, T) random tokens, no longer than the family has positions."""
+    """(B, T) random tokens, no longer than the family has positions; an even number of them, for doubled rows."""
     length = min(TIME, backbone.positions.limit() or TIME)
-    return torch.randint(VOCAB, (2, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(VOCAB, (2, max(1, length // 2 * 2)), generator=torch.Generator().manual_seed(1))
 
 
 def context(tokens: Tensor, kind: Kind = "causal", docs: Tensor | None = None) -> Context:
     """The context of whole rows."""
-    return Context(Visibility.rows(tokens, docs, kind))
+    return Context(Visibility.rows(tokens, docs, kind, block_size=BLOCK))
+
+
+def documents(tokens: Tensor, kind: Kind = "causal") -> Tensor:
+    """(B, T) three documents a row; those of a doubled row stand in both halves."""
+    half = tokens.shape[1] // 2 if kind == "doubled" else tokens.shape[1]
+    return (torch.arange(tokens.shape[1]) % half * 3 // half).expand(tokens.shape)
 
 
 def kinds_of(backbone: BackboneSpec) -> list[Kind]:
@@ -172,6 +193,7 @@ NETWORK = (
     never_sees_later_tokens,
     keeps_packed_documents_apart,
     decodes_with_a_cache_as_without,
+    trains_blocks_as_it_decodes_them,
     is_rebuilt_from_the_meta_device,
     saves_parameters_and_nothing_else,
     answers_the_same_twice,
