@@ -18,7 +18,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_small_lm import __version__
-from lit_small_lm.cli import lightning_parts, report, run_options, stops
+from lit_small_lm.cli import lightning_parts, report, room, run_options, stops
 from lit_small_lm.cli.preparation import Shown
 from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import Start

@@ -1,26 +1,27 @@
-"""The workload that a checked request describes: rows, precision, devices and length of a run."""
+"""What a checked request says of the cost of a run: rows, precision, devices, length, and the vocabulary."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from lit_small_lm.cli import lit, report
+from lit_small_lm.cli import report
 from lit_small_lm.cli.schema import options_of
 from lit_small_lm.data.datamodule import TokenData, rows_of_a_step
 from lit_small_lm.data.plan import Pace, Warmup
-from lit_small_lm.errors import RequestError, shown
+from lit_small_lm.data.store import TokenStore
+from lit_small_lm.data.tokenizer import BPE
+from lit_small_lm.errors import RequestError, RunError, shown
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.planning.devices import Device
 from lit_small_lm.planning.workload import Workload
-from lit_small_lm.plugin import Objective, Optim
+from lit_small_lm.plugin import Objective, Optim, Spec
 from lit_small_lm.spec import class_path
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints
 from lit_small_lm.training.optim import AdamW
 from lit_small_lm.training.parallel import FSDP2
 
-PRECISIONS = (*lit.PRECISIONS, "bf16-true")
-"""What `fit` offers, and pure bfloat16, which can be planned for only."""
 LONG_NAMES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -136,3 +137,23 @@ def _rows(data: Mapping[str, Any], trainer: Mapping[str, Any], pace: Pace, share
             f"{accumulate if rows is None else rows} {'accumulated batches' if rows is None else 'micro_batch_size'}"
         )
     return pace.batch_size // parts if rows is None else rows
+
+
+def vocabulary(data: Mapping[str, Any]) -> tuple[int, str]:
+    """The vocabulary that a configuration will train with, and where it comes from."""
+    if data.get("store"):
+        found = TokenStore.open(Path(data["store"]).expanduser()).encoder
+        return found.specials.vocab_size, "the token store's"
+    option = options_of(TokenData)["tokenizer"]
+    tokenizer: Spec = option.kind.from_dict(data["tokenizer"]) if "tokenizer" in data else option.default
+    name = type(tokenizer).__name__
+    if isinstance(tokenizer, BPE):
+        return tokenizer.vocab_size, f"what data.tokenizer {name} asks for; a small corpus may not fill it"
+    try:
+        return tokenizer.learn(iter(())).specials.vocab_size, f"data.tokenizer {name}"
+    except (RequestError, RunError):
+        raise
+    except Exception as error:  # a plug-in that has to see texts
+        raise RequestError(
+            f"data.tokenizer: {name} does not know its size without texts ({type(error).__name__}); give --vocab_size"
+        ) from None
