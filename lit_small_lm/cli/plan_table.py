@@ -95,7 +95,7 @@ def _training(plan: Plan) -> Iterator[str]:
         return
     yield f"{size(found.total_bytes)} on each process, at its fullest in the {found.fullest}:"
     yield from (f"  {words:26} {size(value)}" for words, value in _held(found))
-    yield "rehearsed without storage on the network's own blocks; without the process itself and its libraries"
+    yield str(plan.methods["training"])
 
 
 def _held(found: TrainingMemory) -> Iterator[tuple[str, int]]:
@@ -108,6 +108,7 @@ def _held(found: TrainingMemory) -> Iterator[tuple[str, int]]:
 def _inference(plan: Plan) -> Iterator[str]:
     for name, held in plan.memory.inference.items():
         yield f"weights in {name}: {_format(held)}"
+    yield str(plan.methods["inference"])
     kept = plan.cache
     if kept is None:
         yield "no cache: a text is filled in at its full length, over and over"
@@ -115,10 +116,11 @@ def _inference(plan: Plan) -> Iterator[str]:
     constant = f" + {size(kept.constant_bytes)} whatever the length" if kept.constant_bytes else ""
     yield (
         f"cache: {kept.per_token_bytes:,} bytes a token{constant}; {size(kept.total_bytes)} at {kept.positions:,} "
-        "positions (16 bit; decoding in float32 takes twice that)"
+        "positions"
     )
     if kept.within_windows_bytes < kept.total_bytes:
         yield f"if layers with a window kept no more than that: {size(kept.within_windows_bytes)}"
+    yield str(plan.methods["cache"])
 
 
 def _format(held: WeightMemory) -> str:
@@ -134,13 +136,14 @@ def _compute(plan: Plan) -> Iterator[str]:
     found = plan.flops
     yield (
         f"{short(found.forward_per_token)}FLOPs a token forward at {found.positions:,} positions, "
-        f"{short(found.training_per_token)}FLOPs in training (forward and backward; causality not discounted)"
+        f"{short(found.training_per_token)}FLOPs in training"
     )
     yield (
         f"  of forward: matrices {short(found.matmul_per_token)}, attention {short(found.attention_per_token)}, "
         f"convolutions {short(found.convolution_per_token)}; 6N + 12LHQT (PaLM) says {short(found.palm_per_token)} in "
         "training"
     )
+    yield str(plan.methods["flops"])
     tokens = plan.tokens
     if tokens.run is None:
         yield f"{tokens.per_step:,} tokens a step; how many in all depends on the data (--max_tokens says)"

@@ -4,7 +4,8 @@ Everything is a plain value, so that a table and a JSON object are two ways to p
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +29,38 @@ from lit_small_lm.planning.forecast import LossForecast, OptimumForecast, Tokens
 from lit_small_lm.planning.inference import CacheMemory, WeightMemory, cache, weights
 from lit_small_lm.planning.memory import TrainingMemory, training
 from lit_small_lm.planning.outline import Outline
+from lit_small_lm.planning.rehearsal import HELD_IN
 from lit_small_lm.planning.statement import Statement
 from lit_small_lm.planning.suggestions import Suggestion, step_law
 from lit_small_lm.planning.workload import Workload
 
 GIBI = 2**30
+METHODS: Mapping[str, Statement] = {
+    "parameters": Statement("counted on the network itself, built without storage"),
+    "training": Statement(
+        "a training step of the network itself, with its precision and optimizer, rehearsed without storage: what is "
+        "alive at the fullest moment, without the process and its libraries",
+        doubt="on a GPU the kernels' workspace and what the allocator holds free come on top; on a CPU the latter is a "
+        "measured share, and bfloat16 products of ever new sizes (a mixture of experts) fill a cache of oneDNN's",
+    ),
+    "inference": Statement(
+        "quantised are the matrices of the layers but for routers, with a 16-bit scale a row or group; embedding, "
+        "head, norms and convolutions stay in 16 bits",
+        doubt="codes alone, as if half a byte a parameter, would say less than a file holds",
+    ),
+    "cache": Statement(
+        "what the network itself puts into its cache, in 16 bits; decoding in float32 takes twice that",
+        doubt="layers with a window keep everything here; `within_windows_bytes` is what they need",
+    ),
+    "flops": Statement(
+        "two for every weight that is multiplied and for every product of attention, as the network calls its kernel; "
+        "training is three times forward",
+        "Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, appendix B",
+        "by that convention causality is not discounted and recomputation not credited",
+    ),
+    "disk": Statement("ids in two bytes up to 65,536 of them, else four; checkpoints hold weights and optimizer state"),
+}
+"""What each part of a plan is, and what it leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +195,7 @@ class Plan:
     energy: Energy | None
     disk: Disk | None
     evidence: tuple[Statement, ...]
+    methods: Mapping[str, Statement]
     notes: tuple[str, ...]
 
 
@@ -184,6 +213,7 @@ def plan(subject: Subject, conditions: Conditions) -> Plan:
     kept = cache(outline, workload.seq_len) if workload.objective.kind == "causal" else None
     formats = weights(outline, counted)
     time, energy = _time(subject, conditions, operations, of_run, 2 * counted.active_matmul, kept)
+    laws = _laws(counted, workload, of_run, conditions.unique_tokens)
     per_parameter = None if workload.tokens is None else workload.tokens / counted.active
     return Plan(
         model=_facts(subject, counted),
@@ -193,12 +223,13 @@ def plan(subject: Subject, conditions: Conditions) -> Plan:
         flops=operations,
         flops_of_run=of_run,
         tokens=Tokens(workload.batch_size * workload.seq_len, workload.steps, workload.tokens, per_parameter),
-        laws=_laws(counted, workload, of_run, conditions.unique_tokens),
+        laws=laws,
         time=time,
         energy=energy,
         disk=held and disk(workload, outline.vocab_size, held.weights_bytes, held.optimizer_bytes),
         evidence=evidence.of(outline.dims),
-        notes=(*subject.notes, *notes, *_device_notes(held, conditions.device)),
+        methods=METHODS,
+        notes=(*subject.notes, *notes, *_notes(subject, held, laws.loss, conditions.device)),
     )
 
 
@@ -273,11 +304,20 @@ def _time(
     return time, Energy(found and found.kwh, conditions.power_share)
 
 
-def _device_notes(held: TrainingMemory | None, device: Device | None) -> list[str]:
-    if held is None or device is None or device.memory is None or held.total_bytes <= device.memory:
-        return []
-    found, there = held.total_bytes / GIBI, device.memory / GIBI
-    return [f"training takes {found:.1f} GiB on each device; {device.name} has {there:.0f} GiB"]
+def _notes(
+    subject: Subject, held: TrainingMemory | None, loss: LossForecast | None, device: Device | None
+) -> Iterator[str]:
+    """What deserves a second look."""
+    if held is not None and device is not None and device.memory is not None and held.total_bytes > device.memory:
+        found, there = held.total_bytes / GIBI, device.memory / GIBI
+        yield f"training takes {found:.1f} GiB on each device; {device.name} has {there:.0f} GiB"
+    guess = math.log(subject.outline.vocab_size)
+    if loss is not None and loss.band is not None and loss.band.high > guess:
+        yield f"the loss predicted reaches beyond {guess:.2f} nats, a blind guess's: the run is too small for the fits"
+    if subject.workload.precision in HELD_IN:
+        yield f"fit does not train in {subject.workload.precision}; it is planned for only"
+    if subject.workload.tensor_parallel > 1:
+        yield "tensor parallelism also divides activations; they are planned as if it did not"
 
 
 def plain(value: Any) -> Any:
