@@ -19,6 +19,8 @@ COMMANDS = {
     "test": ("lit_small_lm.cli.lit", "score the test split once and write test.json"),
     "prepare": ("lit_small_lm.cli.prepare", "tokenise the data of a configuration before training"),
     "generate": ("lit_small_lm.cli.generate", "write text with a trained model"),
+    "analyze": ("lit_small_lm.cli.analyze", "measure what each layer of a trained model does"),
+    "prune": ("lit_small_lm.cli.prune", "write a trained model with fewer layers, or with fewer weights"),
     "import": ("lit_small_lm.cli.importing", "make a run of a public model's folder (config.json, safetensors)"),
     "export": ("lit_small_lm.cli.exporting", "write a trained model as a folder that transformers loads"),
     "plan": ("lit_small_lm.cli.plan", "say what a run will take, before it begins: memory, time, disk, loss"),

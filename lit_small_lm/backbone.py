@@ -5,7 +5,7 @@ import itertools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +62,25 @@ class LayerSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept(Spec):
+    """What is left of a deeper network: every layer keeps the place it had there, and with it all that follows from it
+    (kind, factors of the norm scheme, initial weights)."""
+
+    layers: tuple[int, ...] = ()
+    """Its layers that are left, by their index there from 0, in the order they run."""
+    depth: int = setting(1, low=1, high=10_000, unit="layers")
+    """Layers it had."""
+
+    def refuse_depth(self, depth: int) -> None:
+        """Raise RequestError unless these are `depth` different layers of the deeper network."""
+        if len(self.layers) != depth:
+            raise RequestError(f"backbone.kept.layers: {len(self.layers)} layers; shape.n_layers: {depth}")
+        for index in self.layers:
+            if not 0 <= index < self.depth or self.layers.count(index) > 1:
+                raise RequestError(f"backbone.kept.layers: {index}; allowed: each of 0 to {self.depth - 1} once")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSpec(Spec):
     """A family: one norm scheme for the stack, and kinds of layers with a pattern that tiles them to depth."""
 
@@ -92,6 +111,19 @@ class BackboneSpec(Spec):
     z_loss: float = setting(0.0, low=0, unit="nats per squared nat")
     """Weight of the squared logarithm of the softmax's normaliser in the training loss (PaLM, arXiv 2204.02311, takes
     1e-4); 0: none."""
+    kept: Kept | None = None
+    """The layers that are left of a deeper network; null: this is a whole one."""
+
+    def whole(self, dims: Dims) -> Dims:
+        """The shape of the network before any layer went; what depends on depth goes by it."""
+        return dims if self.kept is None else dataclasses.replace(dims, n_layers=self.kept.depth)
+
+    def places(self, depth: int) -> Sequence[int]:
+        """Which layer of the whole network each of `depth` layers is, from 0."""
+        if self.kept is None:
+            return range(depth)
+        self.kept.refuse_depth(depth)
+        return self.kept.layers
 
     def kinds_of_layers(self) -> dict[str, LayerSpec]:
         """Every kind of layer by name, with what it leaves to the backbone filled in."""
@@ -114,8 +146,10 @@ class BackboneSpec(Spec):
                     raise not_known(f"backbone.{field}", name, named, "kind of layer")
         if not self.pattern:
             raise RequestError("backbone.pattern: () is empty; it needs at least one kind of layer")
+        places = self.places(depth)
         kinds = itertools.chain(self.first, itertools.cycle(self.pattern))
-        return [named[name] for name in itertools.islice(kinds, depth)]
+        whole = list(itertools.islice(kinds, max(places, default=-1) + 1))
+        return [named[whole[place]] for place in places]
 
     def refuse_kind(self, kind: Kind) -> None:
         """Raise RequestError if a part in use cannot honour a visibility of this kind."""
@@ -233,17 +267,18 @@ class Backbone(nn.Module):
         if not isinstance(module, (Linear, Embedding)):
             _reset(module)
             return
-        std = self.spec.init.std_at(module.role, self.dims, module.weight.shape[-1], module.layer)
+        dims = self.spec.whole(self.dims)
+        std = self.spec.init.std_at(module.role, dims, module.weight.shape[-1], module.layer)
         if not module.weight.is_meta:  # there is no storage to draw into, and finding that out takes torch a second
             module.draw(std)
 
     def named_roles(self) -> Iterator[Parameter]:
         """Every parameter with its role and what Init says of it."""
+        init, dims = self.spec.init, self.spec.whole(self.dims)
         for prefix, module in self.named_modules():
             for name, tensor in module.named_parameters(prefix, recurse=False):
                 role = parameter_role(module, name, tensor)
-                decay, scale = self.spec.init.decays(role, self.dims), self.spec.init.lr_scale(role, self.dims)
-                yield Parameter(name, tensor, role, decay, scale)
+                yield Parameter(name, tensor, role, init.decays(role, dims), init.lr_scale(role, dims))
 
     def limit(self) -> int | None:
         """The longest document that has positions, or None."""
@@ -265,6 +300,7 @@ def check_fit(spec: BackboneSpec, dims: Dims) -> Backbone:
 
 def warn_of_depth(spec: BackboneSpec, depth: int) -> None:
     """Warn of kinds of layers that a network of this depth ends before: it is then another family than it is named."""
+    depth = depth if spec.kept is None else spec.kept.depth
     named, reached = spec.first + spec.pattern, [*spec.first, *spec.pattern * depth][:depth]
     for name in dict.fromkeys(named):
         if name not in reached:
@@ -293,14 +329,18 @@ def _reset(module: nn.Module) -> None:
 
 
 def build_layer(spec: BackboneSpec, kind: LayerSpec, dims: Dims, index: int) -> Layer:
-    """Layer `index` of a network, which is of this kind. Raises RequestError for Canon letters without a place."""
+    """Layer `index` of a network, which is of this kind. Raises RequestError for Canon letters without a place.
+
+    The only place where layers learn which one they are: in a pruned network, the one they were in the whole.
+    """
     letters = set(kind.canon_at)
     if not letters <= set("ABCD") or len(letters) != len(kind.canon_at):
         raise RequestError(f"canon_at: {shown(kind.canon_at)!r}; allowed: letters of ABCD, each at most once")
     if kind.positions != spec.positions and kind.positions.embed(dims.dim) is not None:
         name = type(kind.positions).__name__
         raise RequestError(f"layer.positions: {name} adds to the embedding; give it as backbone.positions")
-    site = Site(dims, index, positions=kind.positions, canon=kind.canon, canon_at=kind.canon_at)
+    place = spec.places(dims.n_layers)[index]
+    site = Site(spec.whole(dims), place, positions=kind.positions, canon=kind.canon, canon_at=kind.canon_at)
     layer = Layer(kind, spec.norm, site)
     unclaimed = letters - site.claimed
     if unclaimed:

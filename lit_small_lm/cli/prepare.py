@@ -56,14 +56,19 @@ def run(command: str, argv: list[str]) -> int:
     return 0
 
 
-def data_of(tree: dict[str, Any]) -> TokenData:
-    """The data module that a checked request describes."""
+def token_data(tree: dict[str, Any]) -> TokenData:
+    """The data module that the data section of a checked request describes."""
     options = options_of(TokenData)
     given = {
         name: options[name].kind.from_dict(value) if options[name].form == "slot" else value
         for name, value in tree.items()
     }
-    data = TokenData(**given)
+    return TokenData(**given)
+
+
+def data_of(tree: dict[str, Any]) -> TokenData:
+    """The data module whose source is to be tokenised. Raises RequestError where a store is given instead."""
+    data = token_data(tree)
     if data.store is not None:
         raise RequestError(f"data.store: {data.store} is a prepared store; prepare makes one of data.source")
     return data

@@ -88,8 +88,9 @@ class Outline:
     def _shell(self) -> Backbone:
         """The network without layers worth mentioning."""
         with torch.device("meta"):
-            net = Backbone(self.spec, dataclasses.replace(self.dims, n_layers=1), self.vocab_size)
-        net.dims = self.dims
+            alone = dataclasses.replace(self.spec, kept=None)
+            net = Backbone(alone, dataclasses.replace(self.dims, n_layers=1), self.vocab_size)
+        net.spec, net.dims = self.spec, self.dims
         return net
 
     @property

@@ -73,7 +73,7 @@ class WSDSchedule(Callback):
             if concern.about == "warmup" and not self.warmup:
                 text = f"schedule.warmup: 0 with {type(scheme).__name__}: {concern.why}"
                 warn_or_refuse(text, concern.level)
-        ramp = scheme.ramp(pl_module.dims.n_layers)
+        ramp = scheme.ramp(pl_module.backbone.whole(pl_module.dims).n_layers)
         if 0 < steps < ramp:
             text = f"trainer.max_steps: {steps} with {type(scheme).__name__}, which fades branches in until step {ramp}"
             warn_or_refuse(f"{text}; what is saved counts them in full", "warning")

@@ -1,0 +1,1 @@
+"""What each layer of a trained network does, and what becomes of the network without it."""

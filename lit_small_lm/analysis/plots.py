@@ -1,0 +1,210 @@
+"""The analyses as PNG files, with the axes of the papers. The only module that needs matplotlib.
+
+Layers count from 0, as everywhere in this package. Every figure is drawn twice, for a light and for a dark page.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from lit_small_lm.analysis.states import by_size, rescaled
+
+THEMES = {"light": "default", "dark": "dark_background"}
+COLOUR, SECOND = "#3b82c4", "#d9822b"
+SIMILAR = "viridis_r"
+"""Yellow is low: similar, as in the papers."""
+RISE = "loss rise (nats per token)"
+
+
+class Plot(NamedTuple):
+    """One figure."""
+
+    draw: Callable[..., None]
+    panels: int = 1
+
+
+def drawn(name: str, result: Mapping[str, Any], theme: str) -> bytes:
+    """The PNG of an analysis; the same result gives the same bytes."""
+    plot = PLOTS[name]
+    with matplotlib.style.context(THEMES[theme]), matplotlib.rc_context(_look(theme)):
+        figure = matplotlib.figure.Figure(figsize=(6.4 * min(plot.panels, 2), 3.8), layout="constrained", dpi=120)
+        axes = figure.subplots(1, plot.panels, squeeze=False)[0]
+        plot.draw(result, *axes)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _look(theme: str) -> dict[str, Any]:
+    dark = {"figure.facecolor": "#16181c", "axes.facecolor": "#16181c", "savefig.facecolor": "#16181c"}
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    return {**plain, **(dark if theme == "dark" else {})}
+
+
+def _bars(axes: Axes, values: Sequence[float], errors: Sequence[float] | None, x: str, y: str) -> None:
+    axes.bar(range(len(values)), _numbers(values), color=COLOUR, width=0.8)
+    if errors is not None:
+        axes.errorbar(range(len(values)), _numbers(values), _numbers(errors), fmt="none", ecolor="0.5", capsize=2)
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    _label(axes, x, y)
+
+
+def _line(
+    axes: Axes, values: Sequence[float], errors: Sequence[float] | None, x: str, y: str, first: int = 0, **style: Any
+) -> None:
+    style = {"color": COLOUR, "marker": "o", "markersize": 3, "linewidth": 1.4, **style}
+    errors = None if errors is None else _numbers(errors)
+    axes.errorbar(range(first, first + len(values)), _numbers(values), errors, capsize=2, **style)
+    _label(axes, x, y)
+
+
+def _heat(axes: Axes, matrix: np.ndarray, x: str, y: str, label: str, colours: str, origin: str = "upper") -> None:
+    image = axes.imshow(matrix, cmap=colours, origin=origin, aspect="auto", interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label=label)
+    axes.spines[:].set_visible(False)
+    _label(axes, x, y)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """What is not finite is left out."""
+    found = np.array([np.nan if value is None else value for value in values], dtype=float)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _matrix(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
+    return np.stack([_numbers(row) for row in rows])
+
+
+def _removal(found: Mapping[str, Any], axes: Axes) -> None:
+    _bars(axes, found["rise"], found["rise_error"], "layer removed", RISE)
+
+
+def _greedy(found: Mapping[str, Any], axes: Axes) -> None:
+    _line(axes, [0.0, *found["rise"]], [0.0, *found["rise_error"]], "layers removed", RISE)
+    for count, (layer, rise) in enumerate(zip(found["layers"], _numbers(found["rise"]), strict=True), 1):
+        if np.isfinite(rise):
+            axes.annotate(str(layer), (count, rise), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _swap(found: Mapping[str, Any], axes: Axes) -> None:
+    matrix = _matrix(found["rise"])
+    np.fill_diagonal(matrix, np.nan)
+    _heat(axes, matrix, "layer", "layer", RISE, "viridis")
+
+
+def triangle(sizes: Sequence[Sequence[float]]) -> np.ndarray:
+    """Rows of block sizes n over layers l (see `states.by_size`) -> (n, l), nothing where l + n is beyond the end."""
+    found = np.full((len(sizes), len(sizes)), np.nan)
+    for row, values in zip(found, sizes, strict=True):
+        row[: len(values)] = _numbers(values)
+    return found
+
+
+def _angular(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
+    for place, name in zip((axes, second), found, strict=False):
+        matrix = triangle(by_size(found[name]["distance"]))
+        _heat(place, matrix, "layer l", "block size n", "angular distance, raw (units of pi)", SIMILAR, "lower")
+        place.set_title({"last": "last token", "mean": "mean over tokens"}.get(name, name), fontsize=10)
+        place.set_yticks(*_sizes(len(matrix)))
+    second.set_visible(len(found) > 1)
+
+
+def _rescaled(found: Mapping[str, Any], axes: Axes) -> None:
+    name = next(iter(found))
+    matrix = triangle(rescaled(by_size(found[name]["distance"])))
+    _heat(axes, matrix, "layer l", "block size n", "rescaled row by row: 0 to 1 in each", SIMILAR, "lower")
+    axes.set_yticks(*_sizes(len(matrix)))
+
+
+def _sizes(depth: int) -> tuple[list[int], list[str]]:
+    """Rows that are labelled, and the block sizes they stand for."""
+    rows = list(range(0, depth, max(1, depth // 8)))
+    return rows, [str(row + 1) for row in rows]
+
+
+def _profile(found: Mapping[str, Any], axes: Axes) -> None:
+    _line(axes, found["variance"], found["variance_error"], "layer (0: embedding)", "output variance")
+    axes.set_yscale("log")
+    axes.minorticks_off()
+
+
+def _gradient(found: Mapping[str, Any], axes: Axes) -> None:
+    _line(axes, found["norm"], None, "layer", "gradient norm")
+    axes.set_ylim(bottom=0)
+
+
+def _causal(found: Mapping[str, Any], axes: Axes) -> None:
+    matrix = _matrix(found["score"])
+    matrix[np.tril_indices(len(matrix))] = np.nan
+    _heat(axes, matrix, "later layer l", "skipped layer s", "relative change of the update", "viridis")
+
+
+def _usefulness(found: Mapping[str, Any], axes: Axes) -> None:
+    _bars(axes, found["rise"], found["rise_error"], "layer made affine", RISE)
+    axes.axhline(found["threshold"], color=SECOND, linestyle="--", linewidth=1)
+
+
+def _jacobian(found: Mapping[str, Any], axes: Axes) -> None:
+    _line(axes, found["distance"], found["distance_error"], "layer", "", label="|J - I| / sqrt(n)")
+    _line(axes, found["diagonal"], found["diagonal_error"], "layer", "", color=SECOND, label="mean of the diagonal")
+    axes.legend(frameon=False)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+
+
+def _lens(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
+    _line(axes, found["loss"], found["loss_error"], "after layer (0: embedding)", "nats per token", label="loss")
+    _line(
+        axes,
+        found["divergence"],
+        found["divergence_error"],
+        "layers run",
+        "nats per token",
+        color=SECOND,
+        label="KL(here || end)",
+    )
+    axes.legend(frameon=False)
+    _line(second, found["overlap"], found["overlap_error"], "layers run", "share of the end's top 5")
+    second.set_ylim(0, 1.05)
+
+
+def _outliers(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
+    _line(axes, found["weights"]["largest"], None, "layer", "largest weight / deviation")
+    activations = found["activations"]
+    ratio = _numbers(activations["largest"]) / _numbers(activations["median"])
+    _line(second, ratio, None, "layers run", "largest / median activation")
+    for place in (axes, second):
+        place.set_ylim(bottom=0)
+
+
+def _noise(found: Mapping[str, Any], axes: Axes) -> None:
+    _bars(axes, found["rise"], found["rise_error"], "layer with noise", RISE)
+
+
+PLOTS: dict[str, Plot] = {
+    "removal": Plot(_removal),
+    "greedy": Plot(_greedy),
+    "swap": Plot(_swap),
+    "angular": Plot(_angular, 2),
+    "angular_rescaled": Plot(_rescaled),
+    "profile": Plot(_profile),
+    "gradient": Plot(_gradient),
+    "causal": Plot(_causal),
+    "usefulness": Plot(_usefulness),
+    "jacobian": Plot(_jacobian),
+    "lens": Plot(_lens, 2),
+    "outliers": Plot(_outliers, 2),
+    "noise": Plot(_noise),
+}
