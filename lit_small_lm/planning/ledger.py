@@ -32,12 +32,12 @@ class Ledger(TorchDispatchMode):
         self.pooled = 0
         """Alive now in storages of at most `POOLED` bytes."""
         self.pooled_peak = 0
-        """The most of these, ever."""
+        """The most of these since `mark`."""
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def mark(self) -> None:
         """Begin a new peak."""
-        self.peak = self.bytes
+        self.peak, self.pooled_peak = self.bytes, self.pooled
 
     def enter(self, tensor: Tensor) -> None:
         """Count a tensor's storage; once, however many tensors share it."""

@@ -67,7 +67,8 @@ def divided(found: StepBytes, workload: Workload) -> TrainingMemory:
     }
     fullest = max(moments, key=moments.__getitem__)
     alive = moments[fullest] - spared + average + exchange
-    slack = round(SLACK * max(0, found.pooled - spared)) if workload.accelerator == "cpu" else 0
+    pooled = max(found.forward_pooled, found.backward_pooled, found.update_pooled) - spared
+    slack = round(SLACK * max(0, pooled)) if workload.accelerator == "cpu" else 0
     kept = weights + gradients + optimizer + average + exchange + found.activations + found.head
     return TrainingMemory(
         weights_bytes=weights,

@@ -6,6 +6,7 @@ gradients of the step before are still there, the backward pass, clipping, and t
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 HELD_IN = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 """What weights are held in, where not in float32."""
 
+Peak = tuple[int, int]
+"""The most bytes alive at once, and the most in pooled tensors."""
+
 
 @dataclass(frozen=True)
 class StepBytes:
@@ -46,8 +50,10 @@ class StepBytes:
     backward: int
     update: int
     """The most during clipping and the optimizer's step."""
-    pooled: int
-    """The most that is alive at once in tensors of at most `ledger.POOLED` bytes."""
+    forward_pooled: int
+    """The most in each phase that is alive at once in tensors of at most `ledger.POOLED` bytes."""
+    backward_pooled: int
+    update_pooled: int
 
     def plus(self, other: "StepBytes", times: int) -> "StepBytes":
         """The sum with so many of another."""
@@ -88,15 +94,17 @@ def carry_grows(outline: Outline, kind: Kind) -> bool:
 def _shallow(outline: Outline, workload: Workload, most: Mapping[Group, int]) -> StepBytes:
     """The step of a network with up to so many layers of each kind."""
     indices = [index for group, count in most.items() for index in group.members[:count]]
-    return step(outline.network(sorted(indices)), workload)
+    return step(lambda: outline.network(sorted(indices)), workload)
 
 
-def step(net: Backbone, workload: Workload) -> StepBytes:
-    """The bytes of a training step of a network on the meta device; it is not to be used afterwards."""
-    try:
-        return _Step(net, workload, contextlib.nullcontext()).bytes()
-    except (DataDependentOutputException, DynamicOutputShapeException):
-        return _Step(net, workload, _NoValues()).bytes()
+def step(build: Callable[[], Backbone], workload: Workload) -> StepBytes:
+    """The bytes of a training step of the network that `build` makes on the meta device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels that are not fused: nothing is computed
+        try:
+            return _Step(build(), workload, contextlib.nullcontext()).bytes()
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return _Step(build(), workload, _NoValues()).bytes()
 
 
 class _NoValues(TorchFunctionMode):
@@ -130,7 +138,7 @@ class _Step:
             for parameter in net.parameters():
                 parameter.grad = torch.empty_like(parameter)
             optimizer.step()
-            forward, backward, update = self._peaks(optimizer)
+            (forward, backward, update), pooled = zip(*self._peaks(optimizer), strict=True)
             state = _sizes(value for values in optimizer.state.values() for value in values.values())
         gradients = _sizes(parameter.grad for parameter in net.parameters())
         return StepBytes(
@@ -142,10 +150,12 @@ class _Step:
             forward=forward,
             backward=backward,
             update=update,
-            pooled=ledger.pooled_peak,
+            forward_pooled=pooled[0],
+            backward_pooled=pooled[1],
+            update_pooled=pooled[2],
         )
 
-    def _peaks(self, optimizer: torch.optim.Optimizer) -> tuple[int, int, int]:
+    def _peaks(self, optimizer: torch.optim.Optimizer) -> tuple[Peak, Peak, Peak]:
         """Take a step; the most that was alive in each of its phases."""
         with self.values:
             loss, forward = self._peak(self._loss)
@@ -156,10 +166,10 @@ class _Step:
         _, update = self._peak(lambda: self._update(optimizer))
         return forward, backward, update
 
-    def _peak(self, phase: Callable[[], Any]) -> tuple[Any, int]:
+    def _peak(self, phase: Callable[[], Any]) -> tuple[Any, Peak]:
         self.ledger.mark()
         found = phase()
-        return found, self.ledger.peak
+        return found, (self.ledger.peak, self.ledger.pooled_peak)
 
     def _loss(self) -> Tensor:
         self.begun, precision = self.ledger.bytes, COMPUTED_IN.get(self.workload.precision)
