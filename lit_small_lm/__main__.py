@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import sys
 import time
 import traceback
@@ -50,17 +51,23 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0 done, 1 failed while running, 2 a wrong request."""
+    """Run a command; returns its exit status: 0 done, 1 failed while running, 2 a wrong request, 130
+    interrupted, 141 nobody read on."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         _refuse_unreadable(argv)
-        return _dispatch(argv)
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
     except RequestError as error:
         _complain(error)
         return 2
     except RunError as error:
         _complain(error)
         return 1
+    except BrokenPipeError:  # who read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at the exit
+        return 141
     except OSError as error:
         _complain(RunError(f"{shown(str(error.filename))}: {error.strerror}" if error.filename else str(error)))
         return 2 if error.errno == errno.ENAMETOOLONG else 1

@@ -10,11 +10,13 @@ import yaml
 
 from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.checkpoint import read, record_of
+from lit_small_lm.cli import yaml_tree
 from lit_small_lm.cli.lit import PRECISIONS, roots
 from lit_small_lm.cli.plan_workload import vocabulary, workload_of
 from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import with_packaged_files
 from lit_small_lm.cli.schema import Option, class_named, options_of
+from lit_small_lm.cli.yaml_tree import BadYAML
 from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.hf.folder import CONFIG, read_json
 from lit_small_lm.hf.importing import model_of
@@ -23,13 +25,15 @@ from lit_small_lm.planning.devices import Device
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.planning.plan import Subject
 from lit_small_lm.planning.workload import BOTH_WAYS
-from lit_small_lm.plugin import Dims, Shape, Tokenizer
+from lit_small_lm.plugin import Dims, Shape, Spec, Tokenizer
 from lit_small_lm.shapes import fixed, mismatch
-from lit_small_lm.training.lit import LanguageModule
+from lit_small_lm.training.lit import AutoregressiveLM, LanguageModule
 
 SEQ_LEN = 2048
 """Positions of a row for a public model that was not given any, where it has as many."""
 TIE = "tie_word_embeddings"
+PARTS: dict[type[Spec], str] = {BackboneSpec: "--model.backbone", Shape: "--model.shape"}
+"""What a YAML file may hold by itself -> where it goes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,21 @@ def subject_at(place: str | None, argv: Sequence[str], asked: Asked) -> Subject:
         record = record_of(read(path))
         known = (record["specials"]["vocab_size"], "the checkpoint's")
         return _of_configuration(f"checkpoint {where}", argv, record["config"], asked, known)
-    return _of_configuration(where, with_packaged_files(["-c", place, *argv]), "", asked)
+    return _of_configuration(where, with_packaged_files([*_named(place), *argv]), "", asked)
+
+
+def _named(place: str) -> list[str]:
+    """A YAML file as options of `fit`; a family or a shape by itself is planned in the plainest model."""
+    _, file = with_packaged_files(["-c", place])
+    try:
+        tree = yaml_tree.data(yaml_tree.read_file(Path(file)))
+    except BadYAML:
+        return ["-c", place]  # whoever reads it next says what is wrong, and on which line
+    name = tree.get("class_path") if isinstance(tree, Mapping) else None
+    for kind, option in PARTS.items():
+        if isinstance(name, str) and class_named(kind, name):
+            return ["--model", AutoregressiveLM.__name__, option, place]
+    return ["-c", place]
 
 
 def _text(file: Path) -> str:

@@ -1,6 +1,7 @@
 """The commands as a user types them: exit status, what is printed, what is left behind."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -304,3 +305,11 @@ def test_a_run_whose_time_is_up_does_not_go_on_for_nothing(tmp_path, tiny, capsy
     assert main(["fit", "--resume", *run_dir]) == 2
     assert "error: trainer.max_time: 1 s in all; the run took " in capsys.readouterr().err.splitlines()[-1]
     assert main(["fit", "--resume", "--trainer.max_time", "null", "--trainer.max_steps", "2", *run_dir]) == 2
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "lit_small_lm", "plugins"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
