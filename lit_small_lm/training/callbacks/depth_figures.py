@@ -31,8 +31,8 @@ def root_mean_square(h: Tensor) -> Tensor:
 
 
 def update_ratio(change: Tensor, x: Tensor) -> Tensor:
-    """change (N, B, T, D), x (B, T, D) -> (B, T), ||change|| / ||x|| of the largest of the N changes."""
-    size, norm = exact(change).norm(dim=-1).amax(0), exact(x).norm(dim=-1)
+    """change and x (B, T, D) -> (B, T), ||change|| / ||x||."""
+    size, norm = exact(change).norm(dim=-1), exact(x).norm(dim=-1)
     return size / norm.clamp(min=torch.finfo(norm.dtype).tiny)
 
 

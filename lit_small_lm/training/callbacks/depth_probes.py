@@ -1,9 +1,9 @@
 """One measuring pass through a network: the figures of every layer, whatever its norm scheme, mixer and FFN.
 
 The pass is eager, without gradients and in evaluation mode, and leaves nothing behind: no hook, no random draw, no
-compiled graph. A scheme's carry is opaque, so the stream is the mean of the tensors (B, T, D) in it. The one trick is
-how a branch's part is found: its path is run again with a silent branch, and what differs is what the branch has
-written, after all norms, factors and gates of the scheme.
+compiled graph. A scheme's carry is opaque, so the stream is the sum of the different tensors (B, T, D) in it. The one
+trick is how a branch's part is found: its path is run again with a silent branch, and what differs is what the branch
+has written, after all norms, factors and gates of the scheme.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from lit_small_lm.context import Branch, Context
 from lit_small_lm.nn.routers import Usage
 from lit_small_lm.plugin import Linear, Query, Routing
 from lit_small_lm.roles import Sparse
+from lit_small_lm.sharding import local
 from lit_small_lm.training.callbacks.depth_figures import (
     attention_entropy,
     dead_units,
@@ -49,7 +50,7 @@ def measure(net: Backbone, query: Query, ctx: Context, groups: Mapping[str, Tens
         groups: name -> (B, T) booleans, positions whose angular distance is given by themselves as well.
     """
     probes = Probes(net, query, groups)
-    with isolate_rng(), torch.compiler.set_stance("force_eager"), evaluating(net), probes.attached(ctx):
+    with isolate_rng(), torch.compiler.set_stance("force_eager"), evaluating(net), probes.attached():
         net(query.tokens, ctx, scored=query.tokens.new_zeros(1))  # the head is asked for one position
     return probes.figures
 
@@ -67,15 +68,18 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def streams(carry: Any, shape: tuple[int, int, int]) -> list[Tensor]:
-    """The residual streams (B, T, D) in what travels between layers: tensors of this shape, also stacked before B or
-    between T and D; scalars and gates are left out."""
+    """The different tensors (B, T, D) in what travels between layers, those stacked before B or between T and D taken
+    apart; scalars and gates are left out."""
     if isinstance(carry, Tensor):
+        if carry.shape == shape:
+            return [carry]
         if carry.shape[-3:] == shape:
             return list(carry.reshape(-1, *shape))
         stacked = carry.dim() > 3 and (*carry.shape[:2], carry.shape[-1]) == shape
         return list(carry.flatten(2, -2).unbind(2)) if stacked else []
     parts = carry.values() if isinstance(carry, Mapping) else carry if isinstance(carry, (tuple, list)) else ()
-    return [stream for part in parts for stream in streams(part, shape)]
+    found = [stream for part in parts for stream in streams(part, shape)]
+    return list({id(stream): stream for stream in found}.values())
 
 
 class Probes:
@@ -95,6 +99,9 @@ class Probes:
         self.groups = {name: chosen & self.counted for name, chosen in groups.items()}
         self.layer = 0
         self.before: Tensor | None = None
+        """The stream that the current layer has received."""
+        self.reached: Tensor | None = None
+        """The stream as far as its branches have written."""
         self.figures: Figures = {}
 
     def note(self, name: str, values: Tensor, chosen: Tensor | None = None) -> None:
@@ -108,7 +115,7 @@ class Probes:
         self.figures[name, self.layer] = torch.stack([value.double(), torch.ones_like(value, dtype=torch.float64)])
 
     @contextlib.contextmanager
-    def attached(self, ctx: Context) -> Iterator[None]:
+    def attached(self) -> Iterator[None]:
         """Within it every forward pass is looked at."""
         with contextlib.ExitStack() as stack:
             for index, layer in enumerate(self.net.layers):
@@ -123,18 +130,19 @@ class Probes:
         yield layer.ffn_path.register_forward_hook(lambda *call: self.path("ffn", *call))
         yield layer.register_forward_hook(lambda _, args, carry: self.leave(carry))
         for linear in last_maps(layer.ffn):
-            yield linear.register_forward_pre_hook(lambda _, args: self.hidden(args[0]))
+            yield linear.register_forward_pre_hook(lambda _, args: self.hidden(local(args[0])))
         for router, n_experts in routers(layer.ffn):
             yield router.register_forward_hook(lambda _, args, out, count=n_experts: self.routing(out, count))
 
     def stream(self, carry: Any) -> Tensor | None:
         """The stream (B, T, D) of a carry; None if there is none of this shape."""
         found = streams(carry, self.shape)
-        return torch.stack(found).mean(0) if len(found) > 1 else next(iter(found), None)
+        return sum(found[1:], start=found[0]) if found else None
 
     def enter(self, index: int, carry: Any) -> None:
         """A layer begins."""
         self.layer, self.before = index, self.stream(carry)
+        self.reached = self.before
 
     def leave(self, carry: Any) -> None:
         """A layer ends: what it has made of the stream."""
@@ -158,12 +166,14 @@ class Probes:
             return torch.zeros_like(h)
 
         without = streams(path.forward(given, Branch(silent, branch.ctx)), self.shape)
+        found = streams(carry, self.shape)
         for h in inputs:
             self.note(f"{place}_input", root_mean_square(h))
-        changes = [new - old for new, old in zip(streams(carry, self.shape), without, strict=True)]
-        before = self.stream(given)
-        if changes and before is not None:
-            self.note(f"{place}_update", update_ratio(torch.stack(changes), before))
+        if self.reached is None or not found:
+            return
+        change = sum(new - old for new, old in zip(found, without, strict=True))
+        self.note(f"{place}_update", update_ratio(change, self.reached))
+        self.reached = found[0] if len(found) == 1 else self.reached + change
 
     def attention(self, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> None:
         """Attention runs: q (B, H, T, K), k (B, G, S, K), mask as PyTorch's kernel takes it."""
