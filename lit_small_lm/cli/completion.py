@@ -18,7 +18,7 @@ from lit_small_lm.cli.schema import Option, choices_of, names, options_of, refin
 from lit_small_lm.discovery import discover
 from lit_small_lm.spec import known
 
-CONFIGURED = ("fit", "validate", "test", "prepare")
+CONFIGURED = ("fit", "validate", "test", "prepare", "plan")
 """Commands that take the options of a configuration."""
 
 
