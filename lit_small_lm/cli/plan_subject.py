@@ -23,7 +23,7 @@ from lit_small_lm.hf.importing import model_of
 from lit_small_lm.planning.counts import size
 from lit_small_lm.planning.devices import Device
 from lit_small_lm.planning.outline import Outline
-from lit_small_lm.planning.plan import Subject
+from lit_small_lm.planning.plan import Planned
 from lit_small_lm.planning.workload import BOTH_WAYS
 from lit_small_lm.plugin import Dims, Shape, Spec, Tokenizer
 from lit_small_lm.shapes import fixed, mismatch
@@ -46,7 +46,7 @@ class Asked:
     device: Device | None = None
 
 
-def subject_at(place: str | None, argv: Sequence[str], asked: Asked) -> Subject:
+def subject_at(place: str | None, argv: Sequence[str], asked: Asked) -> Planned:
     """What is planned.
 
     Args:
@@ -111,7 +111,7 @@ def _run_vocabulary(folder: Path) -> tuple[int, str] | None:
 # ---------------------------------------------------------------------------------------------------- configurations
 def _of_configuration(
     source: str, argv: Sequence[str], base: str, asked: Asked, known: tuple[int, str] | None = None
-) -> Subject:
+) -> Planned:
     request = check_request(argv, _options(), base=base, beside=OWN)
     cls, parts = _parts(request.tree["model"])
     data = request.tree.get("data", {})
@@ -125,7 +125,7 @@ def _of_configuration(
     dims = shape.resolve(lambda dims: size(Outline(backbone, dims, vocab_size)))
     outline = Outline(backbone, dims, vocab_size)
     found = mismatch(shape, dims, size(outline))
-    return Subject(
+    return Planned(
         outline=outline,
         workload=workload_of(request.tree, asked.device, _objective(cls, {**parts, "backbone": backbone}, dims)),
         source=source,
@@ -179,7 +179,7 @@ def _with_head(backbone: BackboneSpec, asked: Asked) -> BackboneSpec:
 
 
 # ----------------------------------------------------------------------------------------------------- public models
-def _of_public(file: Path, argv: Sequence[str], asked: Asked) -> Subject:
+def _of_public(file: Path, argv: Sequence[str], asked: Asked) -> Planned:
     config = read_json(file)
     model = model_of(config)
     options = {name: option for name, option in _options().items() if name != "model"}
@@ -189,7 +189,7 @@ def _of_public(file: Path, argv: Sequence[str], asked: Asked) -> Subject:
     vocab_size = asked.vocab_size or model.vocab_size
     said = "--vocab_size" if asked.vocab_size else f"{CONFIG}, padding rows included"
     objective = BOTH_WAYS if model.bidirectional else None
-    return Subject(
+    return Planned(
         outline=Outline(_with_head(model.backbone, asked), model.shape.resolve(), vocab_size),
         workload=workload_of(tree, asked.device, objective),
         source=f"{config['model_type']}, {shown(str(file))}",

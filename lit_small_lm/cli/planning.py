@@ -17,7 +17,7 @@ from lit_small_lm.planning.explain import explain
 from lit_small_lm.planning.flops import flops
 from lit_small_lm.planning.memory import training
 from lit_small_lm.planning.outline import Outline
-from lit_small_lm.planning.plan import Conditions, Subject, plain, plan
+from lit_small_lm.planning.plan import Conditions, Planned, plain, plan
 from lit_small_lm.plugin import Dims
 
 DEFAULT = ["--model", "AutoregressiveLM"]
@@ -70,7 +70,7 @@ def answer(place: str | None, argv: Sequence[str], options: argparse.Namespace) 
 
 
 def _proposal(
-    subject: Subject,
+    subject: Planned,
     options: argparse.Namespace,
     cost: budget.ComputeBudget | None,
     device: devices.Device | None,
@@ -98,14 +98,14 @@ def _proposal(
     return Answer(proposed(found), {"source": subject.source, **plain(found)})
 
 
-def _at(subject: Subject, dims: Dims) -> Outline:
+def _at(subject: Planned, dims: Dims) -> Outline:
     return Outline(subject.outline.spec, dims, subject.outline.vocab_size)
 
 
-def _counted(subject: Subject, dims: Dims):
+def _counted(subject: Planned, dims: Dims):
     return parameters(_at(subject, dims))
 
 
-def _training_flops(subject: Subject, dims: Dims) -> int:
+def _training_flops(subject: Planned, dims: Dims) -> int:
     outline, workload = _at(subject, dims), subject.workload
     return flops(outline, parameters(outline), workload.seq_len, workload.objective.kind).training_per_token

@@ -64,7 +64,7 @@ METHODS: Mapping[str, Statement] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Planned:
     """What is planned."""
 
     outline: Outline
@@ -199,7 +199,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan(subject: Subject, conditions: Conditions) -> Plan:
+def plan(subject: Planned, conditions: Conditions) -> Plan:
     """Plan a run.
 
     Raises:
@@ -233,7 +233,7 @@ def plan(subject: Subject, conditions: Conditions) -> Plan:
     )
 
 
-def _facts(subject: Subject, counted: Parameters) -> ModelFacts:
+def _facts(subject: Planned, counted: Parameters) -> ModelFacts:
     outline = subject.outline
     dims, head = outline.dims, outline.spec.head
     other = counted.total + (outline.vocab_size * dims.dim if head == "tied" else -outline.vocab_size * dims.dim)
@@ -249,7 +249,7 @@ def _facts(subject: Subject, counted: Parameters) -> ModelFacts:
     )
 
 
-def _training(subject: Subject) -> tuple[TrainingMemory | None, list[str]]:
+def _training(subject: Planned) -> tuple[TrainingMemory | None, list[str]]:
     try:
         return training(subject.outline, subject.workload), []
     except RequestError:
@@ -272,7 +272,7 @@ def _laws(counted: Parameters, workload: Workload, of_run: int | None, unique: i
 
 
 def _time(
-    subject: Subject,
+    subject: Planned,
     conditions: Conditions,
     operations: Flops,
     of_run: int | None,
@@ -305,7 +305,7 @@ def _time(
 
 
 def _notes(
-    subject: Subject, held: TrainingMemory | None, loss: LossForecast | None, device: Device | None
+    subject: Planned, held: TrainingMemory | None, loss: LossForecast | None, device: Device | None
 ) -> Iterator[str]:
     """What deserves a second look."""
     if held is not None and device is not None and device.memory is not None and held.total_bytes > device.memory:

@@ -11,7 +11,7 @@ from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.planning import plan as planning
 from lit_small_lm.planning.devices import by_name
 from lit_small_lm.planning.outline import Outline
-from lit_small_lm.planning.plan import Conditions, Subject, plain, plan
+from lit_small_lm.planning.plan import Conditions, Planned, plain, plan
 from lit_small_lm.planning.workload import BOTH_WAYS, Workload
 from lit_small_lm.plugin import Dims
 from lit_small_lm.training.optim import AdamW
@@ -27,7 +27,7 @@ WORKLOAD = Workload(
     steps=1000,
     tokens=64_000,
 )
-SUBJECT = Subject(outline=Outline(BackboneSpec(), DIMS, 300), workload=WORKLOAD, source="a test", vocabulary="given")
+SUBJECT = Planned(outline=Outline(BackboneSpec(), DIMS, 300), workload=WORKLOAD, source="a test", vocabulary="given")
 A100 = Conditions(device=by_name("a100-80gb"))
 
 
