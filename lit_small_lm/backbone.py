@@ -246,9 +246,10 @@ class Backbone(nn.Module):
         if targets is None:
             return capped(F.linear(x, weight), softcap)
         h, wanted = x.flatten(0, -2), targets.flatten()
+        never = ctx.impossible
         if not (self.training and self.spec.z_loss):
-            return token_nll(h, weight, wanted, softcap).view(targets.shape)
-        nll, squares = token_nll_and_z(h, weight, wanted, softcap).unflatten(1, targets.shape)
+            return token_nll(h, weight, wanted, softcap, impossible=never).view(targets.shape)
+        nll, squares = token_nll_and_z(h, weight, wanted, softcap, impossible=never).unflatten(1, targets.shape)
         ctx.trace.token_losses["z_loss"] = self.spec.z_loss * squares
         return nll
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_small_lm.context import Kind, Visibility
+from lit_small_lm.context import Context, Kind, Visibility
 
 
 class Specials(NamedTuple):
@@ -58,6 +58,8 @@ class Decoding(NamedTuple):
     logits_at: Literal["own", "before"] = "own"
     """Where the logits of a masked position stand: there, or one position before, which for the first position of a
     block is the last of the finished text."""
+    clean: Literal["block", "causal"] = "block"
+    """How finished text of a block-causal network was seen while training: as blocks, or causally."""
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,9 @@ class Query:
     position is a data token."""
     scored: Tensor | None = None
     """(M,) indices into the B*T positions that need logits; None: all."""
+    impossible: tuple[int, ...] = ()
+    """Ids that have no probability as an answer, such as the mask."""
+
+    def context(self, step: Tensor | None = None) -> Context:
+        """What the network is told beside the tokens, while training with the optimizer steps taken so far."""
+        return Context(self.visibility, step=step, impossible=self.impossible)

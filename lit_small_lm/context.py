@@ -136,7 +136,7 @@ class Context:
     step: Tensor | None = None
     """Optimizer steps taken so far, a 0-d tensor; None outside training."""
     impossible: tuple[int, ...] = ()
-    """Ids that have no probability: they are left out of the softmax."""
+    """Ids that no target is: they are left out of the softmax of the loss."""
 
     def keys(self) -> Place:
         """The places of all keys of this call, cached ones included."""

@@ -28,3 +28,46 @@ def seed_all(*counters: int | str) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+"""The constants of SplitMix64, as signed numbers."""
+DIGITS = 26
+"""Binary digits of a stratified draw that are chosen one by one; the rest is drawn at once."""
+
+
+def uniform(key: int, *counters: torch.Tensor) -> torch.Tensor:
+    """Uniform draws in [0, 1) in float64, each a function of `key` and of its counters alone.
+
+    The counters are whole numbers and broadcast; every device gives the same draws (SplitMix64, Steele et al. 2014, as
+    a hash of one counter after the other).
+    """
+    state = torch.tensor(key)
+    for counter in counters:
+        state = _mixed(state.to(counter.device) ^ _mixed(counter + GOLDEN))
+    return _shifted(_mixed(state + GOLDEN), 11).double() * 2.0**-53
+
+
+def stratified(key: int, index: torch.Tensor) -> torch.Tensor:
+    """Draws in [0, 1) in float64 that are uniform each by itself, and together evenly spread.
+
+    Of draws with 2^n consecutive indices from a multiple of 2^n, one falls into each of 2^n equal parts, which one at
+    random: van der Corput's sequence with the scrambling of Owen (1995).
+    """
+    digit = torch.arange(DIGITS, device=index.device)
+    below = index.unsqueeze(-1) & ((1 << digit) - 1)  # the digits that come before, which decide together on a flip
+    flipped = (index.unsqueeze(-1) >> digit & 1) ^ (uniform(key, below, digit) < 0.5)
+    rest = uniform(key, index, torch.tensor(DIGITS, device=index.device)) * 2.0**-DIGITS
+    return ((flipped * 2.0 ** -(digit + 1.0)).sum(-1, dtype=torch.float64) + rest).clamp(max=1 - 2.0**-53)
+
+
+def _mixed(state: torch.Tensor) -> torch.Tensor:
+    """64 bits -> 64 bits, one to one, where each bit depends on all of them."""
+    state = (state ^ _shifted(state, 30)) * FIRST
+    state = (state ^ _shifted(state, 27)) * SECOND
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: torch.Tensor, count: int) -> torch.Tensor:
+    """Bits moved to the right, zeros behind them."""
+    return state >> count & ((1 << (64 - count)) - 1)

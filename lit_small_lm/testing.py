@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 import torch
 
 from lit_small_lm.backbone import BackboneSpec, size_of
-from lit_small_lm.context import Context
 from lit_small_lm.plugin import (
     Batch,
     Dims,
@@ -203,7 +202,8 @@ def asks_a_well_formed_question(spec: Objective, dims: Dims) -> None:
     """A query's tensors go together, and depend on batch and key only."""
     batch = _batch()
     query, again = spec.query(batch, (0, 3)), spec.query(batch, (0, 3))
-    require(query.visibility.kind == spec.kind, f"the query is {query.visibility.kind}, the objective {spec.kind}")
+    kinds = {spec.kind, *spec.decoding().kinds}
+    require(query.visibility.kind in kinds, f"the query is {query.visibility.kind}, the objective {spec.kind}")
     require(query.visibility.positions.shape == query.tokens.shape, "tokens and visibility differ in shape")
     count = query.tokens.shape if query.scored is None else query.scored.shape
     require(query.targets.shape == count, f"targets have shape {tuple(query.targets.shape)}, not {tuple(count)}")
@@ -223,13 +223,13 @@ def gives_a_row_the_same_noise_in_any_batch(spec: Objective, dims: Dims) -> None
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     half = Batch(**{name: value if name == "specials" else value[2:] for name, value in fields.items()})
     whole, part = spec.query(batch, (0, 3)), spec.query(half, (0, 3))
-    require(torch.equal(whole.tokens[2:], part.tokens), "tokens depend on the other rows of the batch")
+    require(torch.equal(whole.tokens[-len(part.tokens) :], part.tokens), "tokens depend on the other rows of the batch")
 
 
 def can_be_trained_on(spec: Objective, dims: Dims) -> None:
     """A query's loss on a random network is finite, positive, and has gradients."""
     net, query = network_for(BackboneSpec(), dims), spec.query(_batch(), (0, 3))
-    nll = net(query.tokens, Context(query.visibility), query.targets, query.scored)
+    nll = net(query.tokens, query.context(), query.targets, query.scored)
     loss = (nll if query.weights is None else nll * query.weights).mean()
     loss.backward()
     require(bool(torch.isfinite(loss)) and loss.item() > 0, f"the loss of a random network is {loss.item()}")

@@ -19,7 +19,7 @@ Kind = Literal["causal", "bidirectional", "block", "doubled"]
 
 class Place(NamedTuple):
     """Where positions stand: their index within their document, which document (None: one document a row), and whether
-    they are of the clean half of a doubled row (None: the row is not doubled)."""
+    they are clean, that is of the clean half of a doubled row or finished (None: the row has no such positions)."""
 
     position: Tensor
     doc: Tensor | None
@@ -47,6 +47,8 @@ class Visibility:
     document is one block. For the kinds "block" and "doubled"."""
     clean: Literal["block", "causal"] = "block"
     """How clean positions of a doubled row see each other: as in kind "block", or causally."""
+    finished: int = 0
+    """Leading positions of rows of kind "block" that see causally, as clean positions of a doubled row may have."""
 
     @classmethod
     def rows(
@@ -78,10 +80,14 @@ class Visibility:
 
     @property
     def place(self) -> Place:
-        if self.kind != "doubled":
-            return Place(self.positions, self.doc_ids)
         index = torch.arange(self.positions.shape[1], device=self.positions.device)
-        return Place(self.positions, self.doc_ids, (index >= len(index) // 2).expand(self.positions.shape))
+        if self.kind == "doubled":
+            clean = index >= len(index) // 2
+        elif self.finished:
+            clean = index < self.finished
+        else:
+            return Place(self.positions, self.doc_ids)
+        return Place(self.positions, self.doc_ids, clean.expand(self.positions.shape))
 
     @property
     def contiguous(self) -> bool:
@@ -108,8 +114,10 @@ class Visibility:
         if self.kind == "bidirectional":
             return torch.ones_like(distance, dtype=torch.bool)
         ahead = self.block(q.position) - self.block(k.position)
-        if q.clean is None or k.clean is None:
+        if q.clean is None:
             return ahead >= 0
+        if self.kind == "block":
+            return torch.where(q.clean, distance >= 0, ahead >= 0)
         by_noisy = torch.where(k.clean, ahead > 0, ahead == 0)
         by_clean = k.clean & (ahead >= 0 if self.clean == "block" else distance >= 0)
         return torch.where(q.clean, by_clean, by_noisy)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_small_lm.context import Cache, Context, Visibility
+from lit_small_lm.context import Cache, Context, Place, Visibility
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.neighbours import NeighbourSum, gathered
 
@@ -158,3 +158,11 @@ def test_the_mask_of_blocks_is_never_left_out():
 
 def test_parts_that_take_masks_and_taps_from_the_view_honour_every_kind():
     assert set(KINDS) == set(CausalCanon.kinds)
+
+
+def test_finished_positions_of_a_row_of_blocks_see_causally():
+    view = Visibility(torch.arange(5).unsqueeze(0), None, "block", 2, finished=2)
+    assert seen(view) == ["10000", "11000"] + ["11110"] * 2 + ["11111"]
+    keys = Place(torch.arange(7).unsqueeze(0), None)
+    later = Visibility(torch.arange(4, 7).unsqueeze(0), None, "block", 2, finished=1)
+    assert seen(later, keys=keys) == ["1111100", "1111110", "1111111"]

@@ -4,7 +4,7 @@ PyTorch's `linear_cross_entropy` reduces over tokens in its chunked form; object
 here are recomputed in the backward pass instead (cut in the spirit of arXiv 2411.09009).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +16,30 @@ CHUNK_LOGITS = 1 << 26
 
 
 def token_nll(
-    h: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, chunk_logits: int = CHUNK_LOGITS
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    chunk_logits: int = CHUNK_LOGITS,
+    impossible: Sequence[int] = (),
 ) -> Tensor:
-    """h (M, D), weight (V, D), targets (M,) -> negative log-likelihood of each target in nats, (M,) float32."""
-    return _in_pieces(plain_nll, h, weight, targets, softcap, chunk_logits)
+    """h (M, D), weight (V, D), targets (M,) -> negative log-likelihood of each target in nats, (M,) float32.
+
+    Ids that are `impossible` are left out of the softmax, and their logits have no gradient.
+    """
+    return _in_pieces(plain_nll, h, weight, targets, softcap, chunk_logits, impossible)
 
 
 def token_nll_and_z(
-    h: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, chunk_logits: int = CHUNK_LOGITS
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    chunk_logits: int = CHUNK_LOGITS,
+    impossible: Sequence[int] = (),
 ) -> Tensor:
     """Like `token_nll`, (2, M): beside it the squared logarithm of the softmax's normaliser at each position."""
-    return _in_pieces(plain_nll_and_z, h, weight, targets, softcap, chunk_logits)
+    return _in_pieces(plain_nll_and_z, h, weight, targets, softcap, chunk_logits, impossible)
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -34,21 +47,28 @@ def capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def plain_nll(h: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+def plain_nll(
+    h: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, impossible: Sequence[int] = ()
+) -> Tensor:
     """The plain twin of `token_nll`, with all logits at once."""
-    return F.cross_entropy(_logits(h, weight, softcap), targets, reduction="none")
+    return F.cross_entropy(_logits(h, weight, softcap, impossible), targets, reduction="none")
 
 
-def plain_nll_and_z(h: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+def plain_nll_and_z(
+    h: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, impossible: Sequence[int] = ()
+) -> Tensor:
     """The plain twin of `token_nll_and_z`, with all logits at once."""
-    logits = _logits(h, weight, softcap)
+    logits = _logits(h, weight, softcap, impossible)
     nll = F.cross_entropy(logits, targets, reduction="none")
     return torch.stack([nll, torch.logsumexp(logits, dim=-1).square()])
 
 
-def _logits(h: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+def _logits(h: Tensor, weight: Tensor, softcap: float | None, impossible: Sequence[int]) -> Tensor:
     logits = F.linear(h, weight)  # (M, V)
-    return capped(logits if logits.dtype.itemsize >= 4 else logits.float(), softcap)
+    logits = capped(logits if logits.dtype.itemsize >= 4 else logits.float(), softcap)
+    for index in impossible:
+        logits = logits.index_fill(1, torch.tensor(index, device=logits.device), -torch.inf)
+    return logits
 
 
 def _in_pieces(
@@ -58,10 +78,13 @@ def _in_pieces(
     targets: Tensor,
     softcap: float | None,
     chunk_logits: int,
+    impossible: Sequence[int],
 ) -> Tensor:
     rows = max(1, chunk_logits // weight.shape[0])
     if rows >= h.shape[0]:
-        return score(h, weight, targets, softcap)
+        return score(h, weight, targets, softcap, impossible)
     pieces = zip(h.split(rows), targets.split(rows), strict=True)
-    found = [checkpoint(score, part, weight, wanted, softcap, use_reentrant=False) for part, wanted in pieces]
+    found = [
+        checkpoint(score, part, weight, wanted, softcap, impossible, use_reentrant=False) for part, wanted in pieces
+    ]
     return torch.cat(found, dim=-1)

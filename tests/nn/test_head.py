@@ -83,3 +83,18 @@ def test_z_is_the_square_of_the_log_of_the_sum():
     nll, squares = plain_nll_and_z(h, weight, targets)
     assert torch.equal(nll, plain_nll(h, weight, targets))
     torch.testing.assert_close(squares, torch.log(torch.exp(h @ weight.T).sum(-1)) ** 2, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("score", [token_nll, token_nll_and_z])
+@pytest.mark.parametrize("chunk_logits", [VOCAB, 1 << 26])
+def test_impossible_ids_are_left_out_of_the_softmax(score, chunk_logits):
+    """As with a head that has no rows for them; their own rows get no gradient."""
+    h, weight, targets, _ = inputs()
+    kept = [index for index in range(VOCAB) if index not in (2, 5)]
+    targets = torch.tensor(kept)[targets % len(kept)]
+    found = score(h, weight, targets, None, chunk_logits, impossible=(2, 5))
+    smaller = torch.tensor([kept.index(target) for target in targets.tolist()])
+    wanted = score(h, weight[kept], smaller, None, chunk_logits)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    (grad,) = torch.autograd.grad(found.sum(), weight)
+    assert not grad[[2, 5]].any() and grad[kept].any(1).all()

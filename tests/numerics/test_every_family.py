@@ -13,7 +13,6 @@ import torch
 from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit, size_of
 from lit_small_lm.cli.lit import roots
 from lit_small_lm.cli.request import check_request
-from lit_small_lm.context import Context
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError
 from lit_small_lm.outputs import check_outputs
@@ -62,7 +61,7 @@ def batch() -> Batch:
 
 def loss_of(net: Backbone, objective: Objective) -> torch.Tensor:
     query = objective.query(batch(), (0, 0))
-    ctx = Context(query.visibility, step=torch.tensor(0))
+    ctx = query.context(torch.tensor(0))
     nll = net(query.tokens, ctx, query.targets, query.scored)
     return weighted_sum(nll, query) / query.tokens.numel() + sum(ctx.trace.losses.values())
 
