@@ -11,6 +11,7 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import MaxNLocator
 
 from lit_small_lm.analysis.states import by_size, rescaled
@@ -20,21 +21,28 @@ COLOUR, SECOND = "#3b82c4", "#d9822b"
 SIMILAR = "viridis_r"
 """Yellow is low: similar, as in the papers."""
 RISE = "loss rise (nats per token)"
+RUN = "layers run (0: embedding)"
+
+
+DOMINATES = 4.0
+"""How often the second largest value the largest one has to be, to be shown the others again without it."""
 
 
 class Plot(NamedTuple):
     """One figure."""
 
     draw: Callable[..., None]
-    panels: int = 1
+    panels: Callable[[Mapping[str, Any]], int] = lambda result: 1
+    """How many there are, one below the other: a page may be narrow."""
 
 
 def drawn(name: str, result: Mapping[str, Any], theme: str) -> bytes:
     """The PNG of an analysis; the same result gives the same bytes."""
     plot = PLOTS[name]
+    panels = plot.panels(result)
     with matplotlib.style.context(THEMES[theme]), matplotlib.rc_context(_look(theme)):
-        figure = matplotlib.figure.Figure(figsize=(6.4 * min(plot.panels, 2), 3.8), layout="constrained", dpi=120)
-        axes = figure.subplots(1, plot.panels, squeeze=False)[0]
+        figure = matplotlib.figure.Figure(figsize=(5.8, 3.4 * panels), layout="constrained", dpi=120)
+        axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
         plot.draw(result, *axes)
         file = io.BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
@@ -47,12 +55,39 @@ def _look(theme: str) -> dict[str, Any]:
     return {**plain, **(dark if theme == "dark" else {})}
 
 
-def _bars(axes: Axes, values: Sequence[float], errors: Sequence[float] | None, x: str, y: str) -> None:
-    axes.bar(range(len(values)), _numbers(values), color=COLOUR, width=0.8)
-    if errors is not None:
+def _bars(
+    places: Sequence[Axes], values: Sequence[float], errors: Sequence[float], x: str, y: str, line: float = 0.0
+) -> None:
+    """Bars from zero; on a second panel the same, the scale made for all but the largest."""
+    for axes in places:
+        axes.bar(range(len(values)), _numbers(values), color=COLOUR, width=0.8)
         axes.errorbar(range(len(values)), _numbers(values), _numbers(errors), fmt="none", ecolor="0.5", capsize=2)
-    axes.axhline(0, color="0.5", linewidth=0.8)
-    _label(axes, x, y)
+        axes.axhline(0, color="0.5", linewidth=0.8)
+        if line:
+            axes.axhline(line, color=SECOND, linestyle="--", linewidth=1)
+        _label(axes, x, y)
+    if len(places) > 1:
+        _zoom(places[1], values, errors)
+
+
+def _zoom(axes: Axes, values: Sequence[float], errors: Sequence[float] | None) -> None:
+    """Cut the scale above the second largest value."""
+    found, off = _numbers(values), _numbers(errors or [0.0] * len(values))
+    largest = int(np.nanargmax(np.abs(found)))
+    low, high = np.nanmin(np.delete(found - off, largest)), np.nanmax(np.delete(found + off, largest))
+    low, high = min(0.0, low), max(0.0, high)
+    axes.set_ylim(1.1 * low, 1.1 * high)
+    axes.set_title("the same, scaled for all but the largest", fontsize=10)
+
+
+def _panels(key: str) -> Callable[[Mapping[str, Any]], int]:
+    """Two where one value leaves nothing to be seen of the others."""
+
+    def count(result: Mapping[str, Any]) -> int:
+        *_, second, first = [0.0, 0.0, *sorted(abs(value) for value in result[key] if value is not None)]
+        return 2 if 0 < DOMINATES * second < first else 1
+
+    return count
 
 
 def _line(
@@ -64,8 +99,10 @@ def _line(
     _label(axes, x, y)
 
 
-def _heat(axes: Axes, matrix: np.ndarray, x: str, y: str, label: str, colours: str, origin: str = "upper") -> None:
-    image = axes.imshow(matrix, cmap=colours, origin=origin, aspect="auto", interpolation="nearest")
+def _heat(
+    axes: Axes, matrix: np.ndarray, x: str, y: str, label: str, colours: str, origin: str = "upper", **scale: Any
+) -> None:
+    image = axes.imshow(matrix, cmap=colours, origin=origin, aspect="auto", interpolation="nearest", **scale)
     axes.figure.colorbar(image, ax=axes, label=label)
     axes.spines[:].set_visible(False)
     _label(axes, x, y)
@@ -88,7 +125,7 @@ def _matrix(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
     return np.stack([_numbers(row) for row in rows])
 
 
-def _removal(found: Mapping[str, Any], axes: Axes) -> None:
+def _removal(found: Mapping[str, Any], *axes: Axes) -> None:
     _bars(axes, found["rise"], found["rise_error"], "layer removed", RISE)
 
 
@@ -96,13 +133,15 @@ def _greedy(found: Mapping[str, Any], axes: Axes) -> None:
     _line(axes, [0.0, *found["rise"]], [0.0, *found["rise_error"]], "layers removed", RISE)
     for count, (layer, rise) in enumerate(zip(found["layers"], _numbers(found["rise"]), strict=True), 1):
         if np.isfinite(rise):
-            axes.annotate(str(layer), (count, rise), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+            axes.annotate(str(layer), (count, rise), (4, -9), textcoords="offset points", fontsize=8)
 
 
 def _swap(found: Mapping[str, Any], axes: Axes) -> None:
     matrix = _matrix(found["rise"])
     np.fill_diagonal(matrix, np.nan)
-    _heat(axes, matrix, "layer", "layer", RISE, "viridis")
+    usual = np.nanmedian(np.abs(matrix)) if len(matrix) > 1 else 0.0
+    scale = SymLogNorm(linthresh=usual) if usual > 0 else None  # the first layer is often missed a hundred times more
+    _heat(axes, matrix, "layer", "layer", f"{RISE}, logarithmic", "viridis", norm=scale)
 
 
 def triangle(sizes: Sequence[Sequence[float]]) -> np.ndarray:
@@ -113,13 +152,12 @@ def triangle(sizes: Sequence[Sequence[float]]) -> np.ndarray:
     return found
 
 
-def _angular(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
-    for place, name in zip((axes, second), found, strict=False):
+def _angular(found: Mapping[str, Any], *axes: Axes) -> None:
+    for place, name in zip(axes, found, strict=False):
         matrix = triangle(by_size(found[name]["distance"]))
         _heat(place, matrix, "layer l", "block size n", "angular distance, raw (units of pi)", SIMILAR, "lower")
         place.set_title({"last": "last token", "mean": "mean over tokens"}.get(name, name), fontsize=10)
         place.set_yticks(*_sizes(len(matrix)))
-    second.set_visible(len(found) > 1)
 
 
 def _rescaled(found: Mapping[str, Any], axes: Axes) -> None:
@@ -136,14 +174,17 @@ def _sizes(depth: int) -> tuple[list[int], list[str]]:
 
 
 def _profile(found: Mapping[str, Any], axes: Axes) -> None:
-    _line(axes, found["variance"], found["variance_error"], "layer (0: embedding)", "output variance")
+    _line(axes, found["variance"], found["variance_error"], RUN, "output variance")
     axes.set_yscale("log")
     axes.minorticks_off()
 
 
-def _gradient(found: Mapping[str, Any], axes: Axes) -> None:
-    _line(axes, found["norm"], None, "layer", "gradient norm")
-    axes.set_ylim(bottom=0)
+def _gradient(found: Mapping[str, Any], *places: Axes) -> None:
+    for axes in places:
+        _line(axes, found["norm"], None, "layer", "gradient norm")
+        axes.set_ylim(bottom=0)
+    if len(places) > 1:
+        _zoom(places[1], found["norm"], None)
 
 
 def _causal(found: Mapping[str, Any], axes: Axes) -> None:
@@ -152,31 +193,30 @@ def _causal(found: Mapping[str, Any], axes: Axes) -> None:
     _heat(axes, matrix, "later layer l", "skipped layer s", "relative change of the update", "viridis")
 
 
-def _usefulness(found: Mapping[str, Any], axes: Axes) -> None:
-    _bars(axes, found["rise"], found["rise_error"], "layer made affine", RISE)
-    axes.axhline(found["threshold"], color=SECOND, linestyle="--", linewidth=1)
+def _usefulness(found: Mapping[str, Any], *axes: Axes) -> None:
+    _bars(axes, found["rise"], found["rise_error"], "layer made affine", RISE, found["threshold"])
 
 
-def _jacobian(found: Mapping[str, Any], axes: Axes) -> None:
-    _line(axes, found["distance"], found["distance_error"], "layer", "", label="|J - I| / sqrt(n)")
-    _line(axes, found["diagonal"], found["diagonal_error"], "layer", "", color=SECOND, label="mean of the diagonal")
-    axes.legend(frameon=False)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+def _jacobian(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
+    _line(axes, found["distance"], found["distance_error"], "layer", "|J - I| / sqrt(n)")
+    axes.set_yscale("log")
+    _line(second, found["diagonal"], found["diagonal_error"], "layer", "mean of J's diagonal")
+    second.axhline(1, color="0.5", linewidth=0.8)
 
 
 def _lens(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
-    _line(axes, found["loss"], found["loss_error"], "after layer (0: embedding)", "nats per token", label="loss")
+    _line(axes, found["loss"], found["loss_error"], RUN, "nats per token", label="loss")
     _line(
         axes,
         found["divergence"],
         found["divergence_error"],
-        "layers run",
+        RUN,
         "nats per token",
         color=SECOND,
         label="KL(here || end)",
     )
     axes.legend(frameon=False)
-    _line(second, found["overlap"], found["overlap_error"], "layers run", "share of the end's top 5")
+    _line(second, found["overlap"], found["overlap_error"], RUN, "share of the end's top 5")
     second.set_ylim(0, 1.05)
 
 
@@ -184,27 +224,27 @@ def _outliers(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
     _line(axes, found["weights"]["largest"], None, "layer", "largest weight / deviation")
     activations = found["activations"]
     ratio = _numbers(activations["largest"]) / _numbers(activations["median"])
-    _line(second, ratio, None, "layers run", "largest / median activation")
+    _line(second, ratio, None, RUN, "largest / median activation")
     for place in (axes, second):
         place.set_ylim(bottom=0)
 
 
-def _noise(found: Mapping[str, Any], axes: Axes) -> None:
+def _noise(found: Mapping[str, Any], *axes: Axes) -> None:
     _bars(axes, found["rise"], found["rise_error"], "layer with noise", RISE)
 
 
 PLOTS: dict[str, Plot] = {
-    "removal": Plot(_removal),
+    "removal": Plot(_removal, _panels("rise")),
     "greedy": Plot(_greedy),
     "swap": Plot(_swap),
-    "angular": Plot(_angular, 2),
+    "angular": Plot(_angular, lambda result: min(2, len(result))),
     "angular_rescaled": Plot(_rescaled),
     "profile": Plot(_profile),
-    "gradient": Plot(_gradient),
+    "gradient": Plot(_gradient, _panels("norm")),
     "causal": Plot(_causal),
-    "usefulness": Plot(_usefulness),
-    "jacobian": Plot(_jacobian),
-    "lens": Plot(_lens, 2),
-    "outliers": Plot(_outliers, 2),
-    "noise": Plot(_noise),
+    "usefulness": Plot(_usefulness, _panels("rise")),
+    "jacobian": Plot(_jacobian, lambda result: 2),
+    "lens": Plot(_lens, lambda result: 2),
+    "outliers": Plot(_outliers, lambda result: 2),
+    "noise": Plot(_noise, _panels("rise")),
 }

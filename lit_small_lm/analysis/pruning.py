@@ -23,7 +23,7 @@ from lit_small_lm.errors import RequestError, RunError, not_known, shown
 from lit_small_lm.shapes import fixed
 
 POSITIONS = 16
-RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 def parsed(text: str, depth: int) -> list[int]:

@@ -205,8 +205,8 @@ def _lines(found: Mapping[str, Any]) -> Sequence[str]:
         after = "not finite" if found["rise"] is None else f"{found['loss'] + found['rise']:.4f}"
         lines.append(
             f"loss {found['loss']:.4f} -> {after} nats per token, {_number(found['rise'])} +- "
-            f"{_number(found['rise_error'])} ({text['tokens']:,} tokens of {text['documents']} documents; paired, over "
-            f"{found['errors_over']})"
+            f"{_number(found['rise_error']).lstrip('+')} ({text['tokens']:,} tokens of {text['documents']} documents; "
+            f"paired, over {found['errors_over']})"
         )
     return lines if found["out"] is None else [*lines, found["out"]]
 

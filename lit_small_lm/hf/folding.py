@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.hf.public import Unfit
+from lit_small_lm.hf.tiling import tiled
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.residual import LayerNormScaling, PreNorm
 from lit_small_lm.plugin import Dims, Site
@@ -26,24 +27,39 @@ def folded(
     """
     scheme = backbone.norm
     if not isinstance(scheme, LayerNormScaling):
-        return backbone, state
+        return alone(backbone, dims), state
     if scheme.factor_on == "branch":
         raise Unfit("norm.factor_on branch: a factor on a branch's output is no gain")
     if not isinstance(scheme.norm, (RMSNorm, LayerNorm)) or scheme.norm.gain == "none":
         raise Unfit(f"norm.norm {type(scheme.norm).__name__} has no gain that a factor could go into")
     plain = dataclasses.replace(backbone, norm=PreNorm(norm=dataclasses.replace(scheme.norm, start=1.0)))
     if scheme.factor_on == "gain":
-        return plain, state
-    return plain, {**state, **_scaled(scheme, dims, state)}
+        return alone(plain, dims), state
+    return alone(plain, dims), {**state, **_scaled(backbone, scheme, dims, state)}
 
 
-def _scaled(scheme: LayerNormScaling, dims: Dims, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def alone(backbone: BackboneSpec, dims: Dims) -> BackboneSpec:
+    """The layers that are left of a deeper network as a family of their own, for classes that know no other.
+
+    It is the same network as long as no part depends on its place. No part of a public class does, and what is written
+    is compared.
+    """
+    if backbone.kept is None:
+        return backbone
+    named = backbone.kinds_of_layers()
+    kinds = [next(name for name, each in named.items() if each == kind) for kind in backbone.layers(dims.n_layers)]
+    return dataclasses.replace(backbone, kept=None, **tiled(kinds, {"layer": backbone.layer, **backbone.more_layers}))
+
+
+def _scaled(
+    backbone: BackboneSpec, scheme: LayerNormScaling, dims: Dims, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The gains and biases of every branch's norm times its factor."""
     added = 1 if isinstance(scheme.norm, RMSNorm) and scheme.norm.gain == "1+w" else 0
-    found = {}
-    for layer in range(dims.n_layers):
+    found, whole = {}, backbone.whole(dims)
+    for layer, number in enumerate(backbone.places(dims.n_layers)):
         for place in ("mixer", "ffn"):
-            factor, norm = scheme.factor(Site(dims, layer, place)), f"layers.{layer}.{place}_path.norm"
+            factor, norm = scheme.factor(Site(whole, number, place)), f"layers.{layer}.{place}_path.norm"
             found[f"{norm}.weight"] = (state[f"{norm}.weight"] + added) * factor - added
             if f"{norm}.bias" in state:
                 found[f"{norm}.bias"] = state[f"{norm}.bias"] * factor
