@@ -367,7 +367,16 @@ def test_a_pass_leaves_no_trace():
     for module in net.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-    assert figures(net) == first  # no dropout either
+    assert figures(net) == first
+
+
+def test_nothing_is_dropped_while_measuring():
+    net = network(BackboneSpec(layer=LayerSpec(mixer=Attention(dropout=0.5), ffn=GatedMLP(dropout=0.5)))).train()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(figures(net))
+    assert found[0] == found[1]
 
 
 def test_hooks_go_when_the_pass_fails():

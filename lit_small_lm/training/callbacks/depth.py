@@ -22,6 +22,10 @@ from lit_small_lm.training.gradients import total_norm
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import Position, RunLogger, log_everywhere
 
+DRAWN_AT = frozenset(2**power for power in range(2, 40))
+"""Numbers of measurements after which heat maps are drawn, besides the end: each time twice as many, so that their cost
+and size stay small however long a run is."""
+
 
 class DepthMonitor(Callback):
     """Logs what every layer does: `depth_NAME/LAYER`, layers from 0, and heat maps of it over depth and step.
@@ -79,8 +83,7 @@ class DepthMonitor(Callback):
         figures, self._figures, step = self._figures, None, trainer.global_step
         position = Position(step, pl_module.tokens_seen, pl_module.seconds)
         log_everywhere(trainer.loggers, position, self._values(figures, trainer))
-        number = step // self.every_n_steps
-        if number & (number - 1) == 0:  # at twice as many measurements as last time
+        if step // self.every_n_steps in DRAWN_AT:
             self._draw(trainer)
 
     def _values(self, figures: Figures, trainer: Trainer) -> dict[str, float]:
