@@ -12,7 +12,7 @@ from lit_small_lm.errors import RequestError, not_known
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnalysisSettings:
     """What the analyses may be told."""
 
     kind: str = "causal"
@@ -46,16 +46,16 @@ class Analysis:
     """How to read it."""
     how: str
     """Exact or estimated, and from what."""
-    run: Callable[[Subject, Settings, Tell], dict[str, Any]]
-    cost: Callable[[int, Settings], Cost]
+    run: Callable[[Subject, AnalysisSettings, Tell], dict[str, Any]]
+    cost: Callable[[int, AnalysisSettings], Cost]
 
 
-def _swap_cost(depth: int, _: Settings) -> Cost:
+def _swap_cost(depth: int, _: AnalysisSettings) -> Cost:
     pairs = depth * (depth - 1) / 2
     return Cost(pairs * 2 * depth / 3 + depth, pairs)
 
 
-def _greedy_cost(depth: int, settings: Settings) -> Cost:
+def _greedy_cost(depth: int, settings: AnalysisSettings) -> Cost:
     count = settings.greedy_count(depth)
     tried = removal.greedy_passes(depth, count)
     return Cost(tried * (depth - count / 2) / 2 + count * depth, tried + count)
@@ -188,7 +188,7 @@ def _names(option: str, text: str) -> list[str]:
 
 
 def analysed(
-    subject: Subject, settings: Settings, names: Sequence[str], tell: Callable[[str, int, int], None]
+    subject: Subject, settings: AnalysisSettings, names: Sequence[str], tell: Callable[[str, int, int], None]
 ) -> dict[str, dict[str, Any]]:
     """The results by name; one that the network has no room for is `{"unmeasured": why}`."""
     found: dict[str, dict[str, Any]] = {}

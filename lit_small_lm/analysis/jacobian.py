@@ -7,6 +7,7 @@ vector from one backward pass, where J itself has (T D)^2 entries. *When Does Sp
 has what flows between positions.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -34,19 +35,17 @@ def jacobians(subject: Subject, probes: int, tell: Tell) -> dict[str, Any]:
     Raises:
         RequestError: the norm scheme carries more than one stream.
     """
-    found: list[list[list[Tensor]]] = [[[], [], []] for _ in range(subject.depth)]
+    found: list[list[list[Tensor]]] = [[] for _ in range(subject.depth)]
     for number, question in enumerate(subject.questions):
         with torch.no_grad():
             _, boundaries = boundaries_of(subject.net, question.query)
-        size = question.data.sum(1).double() * subject.net.dims.dim
-        for index, layer in enumerate(subject.net.layers):
-            for probe in range(probes):
-                key = (subject.seed, "jacobian", number, index, probe)
-                once = probed(layer, boundaries[index], question, key)
-                for part, value in zip(found[index], (*once, size), strict=True):
-                    part.append(value.cpu())
+        for index, probe in itertools.product(range(subject.depth), range(probes)):
+            key = (subject.seed, "jacobian", number, index, probe)
+            once = probed(subject.net.layers[index], boundaries[index], question, key)
+            size = question.data.sum(1).double() * subject.net.dims.dim
+            found[index].append([value.cpu() for value in (*once, size)])
         tell(number + 1, len(subject.questions.items))
-    return _summary(subject, [[torch.cat(part) for part in layer] for layer in found])
+    return _summary(subject, [[torch.cat(part) for part in zip(*layer, strict=True)] for layer in found])
 
 
 def probed(layer: nn.Module, boundary: Boundary, question: Question, key: tuple[int | str, ...]) -> Probe:

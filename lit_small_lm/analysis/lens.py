@@ -5,6 +5,7 @@ and how much of the end's five likeliest tokens is there already, as in *Do Lang
 Efficiently?* (arXiv 2505.13898).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,28 +24,32 @@ LOGITS = 1 << 24
 @torch.no_grad()
 def lens(subject: Subject, tell: Tell) -> dict[str, Any]:
     """`loss`, `divergence` (nats) and `overlap` (of the five likeliest tokens), n_layers + 1 each, with errors."""
-    count = subject.questions.count
-    sums = torch.zeros(3, subject.depth + 1, count, dtype=torch.float64)
+    count, depth = subject.questions.count, subject.depth
+    sums = torch.zeros(3, depth + 1, count, dtype=torch.float64)
     scored = torch.zeros(count, dtype=torch.float64)
     for number, question in enumerate(subject.questions):
         _, boundaries = boundaries_of(subject.net, question.query)
         scored += question.per_unit(torch.ones_like(question.units).double(), question.asked, count).cpu()
-        positions = question.asked.flatten().nonzero().squeeze(1)
-        for piece in positions.split(max(1, LOGITS // subject.net.embed.weight.shape[0])):
-            units = question.units.flatten()[piece].cpu()
-            end = _log_probabilities(subject, question, boundaries[-1], piece)
-            for layer, boundary in enumerate(boundaries):
-                here = _log_probabilities(subject, question, boundary, piece)
-                for row, value in zip(sums[1:, layer], compared(here, end), strict=True):
-                    row.index_add_(0, units, value.double().cpu())
         for layer, boundary in enumerate(boundaries):
             sums[0, layer] += question.sums(_ended(subject, question, boundary), count).cpu()
+        _compare(subject, question, boundaries, sums[1:])
         tell(number + 1, len(subject.questions.items))
     result: dict[str, Any] = {}
     bottoms = (subject.questions.tokens.cpu(), scored, scored)
     for name, rows, bottom in zip(("loss", "divergence", "overlap"), sums, bottoms, strict=True):
         result[name], result[f"{name}_error"] = columns([subject.mean(row, bottom) for row in rows])
     return result
+
+
+def _compare(subject: Subject, question: Question, boundaries: Sequence[Boundary], sums: Tensor) -> None:
+    """Add what `compared` finds to sums (2, L+1, units), as many positions at once as `LOGITS` allows."""
+    positions = question.asked.flatten().nonzero().squeeze(1)
+    for piece in positions.split(max(1, LOGITS // subject.net.embed.weight.shape[0])):
+        units = question.units.flatten()[piece].cpu()
+        end = _log_probabilities(subject, question, boundaries[-1], piece)
+        for layer, boundary in enumerate(boundaries):
+            found = compared(_log_probabilities(subject, question, boundary, piece), end)
+            sums[:, layer].index_add_(1, units, torch.stack([value.double().cpu() for value in found]))
 
 
 def compared(here: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lit_small_lm import __version__
-from lit_small_lm.analysis.catalogue import ANALYSES, Settings, rounded
+from lit_small_lm.analysis.catalogue import ANALYSES, AnalysisSettings, rounded
 from lit_small_lm.analysis.depth import effective
 from lit_small_lm.analysis.subject import Subject
 from lit_small_lm.checkpoint import LanguageModel
@@ -23,7 +23,7 @@ def report(
     model: LanguageModel,
     name: str,
     subject: Subject,
-    settings: Settings,
+    settings: AnalysisSettings,
     results: Mapping[str, Mapping[str, Any]],
     text: Mapping[str, Any],
 ) -> dict[str, Any]:

@@ -81,14 +81,14 @@ def _check(args: argparse.Namespace) -> list[str]:
 
 
 def _report(model: Any, args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    from lit_small_lm.analysis.catalogue import Settings, analysed
+    from lit_small_lm.analysis.catalogue import AnalysisSettings, analysed
     from lit_small_lm.analysis.report import report
 
     subject, text = model.subject(args)
     if args.greedy is not None and args.greedy > subject.depth:
         raise RequestError(f"--greedy: {args.greedy}; the model has {subject.depth} layers")
-    settings = Settings(model.model.objective.kind, args.greedy, args.probes, args.noise, args.noise_draws)
-    tell = Shares(estimate(subject, settings, names), names)
+    settings = AnalysisSettings(model.model.objective.kind, args.greedy, args.probes, args.noise, args.noise_draws)
+    tell = Announced(estimate(subject, settings, names), names)
     results = analysed(subject, settings, names, tell)
     tell.done()
     return report(model.model, model.name, subject, settings, results, text)
@@ -116,7 +116,7 @@ def estimate(subject: Any, settings: Any, names: Sequence[str]) -> dict[str, flo
     return {name: asked * (cost.layers * layer + cost.heads * head) for name, cost in costs.items()}
 
 
-class Shares:
+class Announced:
     """Says before a long examination how long it may take, and then what it is at."""
 
     def __init__(self, seconds: Mapping[str, float], names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lit_small_lm.analysis import plots
-from lit_small_lm.analysis.catalogue import ANALYSES, Settings, analysed, chosen, rounded
+from lit_small_lm.analysis.catalogue import ANALYSES, AnalysisSettings, analysed, chosen, rounded
 from lit_small_lm.analysis.depth import effective, participation
 from lit_small_lm.analysis.page import page
 from lit_small_lm.analysis.report import lines, report
@@ -30,8 +30,8 @@ def make_report(make_subject):
     def make(spec=BackboneSpec(), names=tuple(ANALYSES), layers=3):
         subject = make_subject(spec, layers)
         model = LanguageModel(subject.net, NextToken(), None, {"step": 7})
-        results = analysed(subject, Settings(), names, lambda name, done, of: None)
-        return report(model, NAME, subject, Settings(), results, TEXT)
+        results = analysed(subject, AnalysisSettings(), names, lambda name, done, of: None)
+        return report(model, NAME, subject, AnalysisSettings(), results, TEXT)
 
     return make
 
