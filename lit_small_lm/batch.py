@@ -1,4 +1,4 @@
-"""What travels between data, objective and network: the special ids, a batch of rows, and an objective's question."""
+"""What travels between data, objective, network and sampler: special ids, a batch of rows, a question, a frame."""
 
 import dataclasses
 from collections.abc import Callable
@@ -112,3 +112,14 @@ class Query:
     def context(self, step: Tensor | None = None) -> Context:
         """What the network is told beside the tokens, while training with the optimizer steps taken so far."""
         return Context(self.visibility, step=step, impossible=self.impossible)
+
+
+class Frame(NamedTuple):
+    """A state of the text while it is being sampled."""
+
+    tokens: Tensor
+    """(B, T) prompt and everything sampled so far; the mask where nothing stands yet, in the last frame nowhere."""
+    nfe: int
+    """Network evaluations so far."""
+    settled: Tensor | None = None
+    """(B, T) tokens that no later frame changes; None: all of them."""

@@ -16,9 +16,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_small_lm.batch import Batch, Decoding, Query, Specials
+from lit_small_lm.batch import Batch, Decoding, Frame, Query, Specials
 from lit_small_lm.concerns import Concern
-from lit_small_lm.context import Branch, Context, Kind  # noqa: F401
+from lit_small_lm.context import Branch, Context, Kind, Visibility  # noqa: F401
 from lit_small_lm.corpora import (  # noqa: F401
     Component,
     Document,
@@ -313,7 +313,7 @@ class Objective(Spec):
     """Turns a batch into a question for the network."""
 
     kind: ClassVar[Kind]
-    """The visibility it trains under."""
+    """The visibility it trains under; one that `decoding` names where rows are too short to need it."""
     bound: ClassVar[Literal["exact", "upper"]]
     """Whether its loss is the exact negative log-likelihood or an upper bound of it."""
 
@@ -324,6 +324,11 @@ class Objective(Spec):
     @abc.abstractmethod
     def sampler(self) -> "Sampler":
         """The sampler this objective's models are decoded with unless another is asked for."""
+
+    def view(self, tokens: Tensor, doc_ids: Tensor | None = None, start: int = 0) -> Visibility:
+        """How its networks see plain rows of text (B, T), whose positions count from `start`."""
+        asked = self.decoding()
+        return Visibility.rows(tokens, doc_ids, asked.kinds[0], start, asked.block_size)
 
     def decoding(self) -> Decoding:
         """How samplers may ask its networks; under the visibility it trains under by default."""
@@ -343,23 +348,14 @@ class Noise(Spec):
         """The weight of a masked token's loss at time t."""
 
 
-class Frame(NamedTuple):
-    """A state of the text while it is being sampled."""
-
-    tokens: Tensor
-    """(B, T) prompt and everything sampled so far; the mask where nothing stands yet, in the last frame nowhere."""
-    nfe: int
-    """Network evaluations so far."""
-    settled: Tensor | None = None
-    """(B, T) tokens that no later frame changes; None: all of them."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Spec):
     """Draws text from a network."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("causal",)
-    """The visibilities it can ask a network under; it needs one that the network answers under."""
+    """The visibilities it can ask a network under."""
+    needs: ClassVar[Literal["one", "all"]] = "one"
+    """How many of them the network has to answer under."""
 
     @abc.abstractmethod
     def frames(

@@ -77,7 +77,10 @@ def fills_what_is_masked_or_refuses(spec: Sampler, dims: Dims) -> None:
 
 def _decodings(spec: Sampler) -> list[Decoding]:
     """Ways in which a sampler may be told to ask."""
-    return [Decoding((kind,), size) for kind in spec.kinds for size in ((3, 4) if kind == "block" else (None,))]
+    if spec.needs == "all":
+        return [Decoding(spec.kinds, 3, "before", "causal"), Decoding(spec.kinds, 4, "own", "causal")]
+    blocks = [Decoding(("block",), 3, "before"), Decoding(("block",), 4)] if "block" in spec.kinds else []
+    return [*blocks, *(Decoding((kind,)) for kind in spec.kinds if kind != "block")]
 
 
 def _last(spec: Sampler, net: Backbone, prompt: Tensor, decoding: Decoding) -> Tensor:

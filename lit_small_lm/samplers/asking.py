@@ -6,14 +6,14 @@ that memory costs no evaluation of its own.
 """
 
 import abc
-from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
-from lit_small_lm.context import Cache, Context
+from lit_small_lm.context import Context, Visibility
 from lit_small_lm.plugin import Decoding, Net
 from lit_small_lm.samplers.canvas import SamplingCanvas
+from lit_small_lm.samplers.memory import RevisedCache
 
 
 class Asker(abc.ABC):
@@ -33,6 +33,11 @@ class Asker(abc.ABC):
         """Logits (M, V) at these rows (M,) and columns (M,) of tokens (B, T)."""
         self.nfe += 1
         return self.net(tokens, ctx, scored=rows * tokens.shape[1] + columns)
+
+    def _seen(self, columns: slice, finished: int) -> Visibility:
+        """Who sees whom in some columns, the first `finished` of which are of finished blocks."""
+        causal = finished if self.decoding.clean == "causal" else 0
+        return self.canvas.visibility("block", columns, self.canvas.size, causal)
 
 
 class WholeCanvas(Asker):
@@ -71,7 +76,7 @@ class PlainBlocks(Asker):
     def logits(self, wanted: Tensor, columns: slice) -> Tensor:
         rows, places = wanted.nonzero(as_tuple=True)
         upto = slice(0, columns.stop)
-        ctx = Context(self.canvas.visibility("block", upto, self.canvas.size))
+        ctx = Context(self._seen(upto, columns.start))
         return self._ask(self.canvas.tokens[:, upto], ctx, rows, places - self.back)
 
 
@@ -84,7 +89,7 @@ class CachedBlocks(Asker):
 
     def __init__(self, net: Net, canvas: SamplingCanvas, decoding: Decoding) -> None:
         super().__init__(net, canvas, decoding)
-        self.cache, self.carried = Cache(canvas.tokens.shape[1]), None
+        self.cache, self.carried = RevisedCache(canvas.tokens.shape[1]), None
 
     def logits(self, wanted: Tensor, columns: slice) -> Tensor:
         rows, places = wanted.nonzero(as_tuple=True)
@@ -101,44 +106,21 @@ class CachedBlocks(Asker):
 
     def _first(self, rows: Tensor, places: Tensor, inside: Tensor, columns: slice) -> Tensor:
         """Take the finished text into the memory, and ask about the next block in the same pass."""
-        done = self.cache.length
-        row = torch.arange(len(self.canvas.tokens), device=rows.device)
-        edge, needed = (
-            torch.full_like(row, columns.start - 1),
-            slice(done, columns.stop if inside.any() else columns.start),
-        )
+        needed = slice(self.cache.length, columns.stop if inside.any() else columns.start)
+        keep = columns.start - self.cache.length
         if not self.back:
-            return self._within(rows, places, needed, keep=columns.start - done)
-        found = self._within(
-            torch.cat([row, rows[inside]]), torch.cat([edge, places[inside]]), needed, keep=columns.start - done
-        )
-        self.carried = found[: len(row)]
+            return self._within(rows, places, needed, keep)
+        row = torch.arange(len(self.canvas.tokens), device=rows.device)
+        edge = torch.full_like(row, columns.start - 1)
+        found = self._within(torch.cat([row, rows[inside]]), torch.cat([edge, places[inside]]), needed, keep)
+        self.carried, rest = found.split([len(row), int(inside.sum())])
         answer = self.carried[rows]
-        answer[inside] = found[len(row) :]
+        answer[inside] = rest
         return answer
 
     def _within(self, rows: Tensor, places: Tensor, columns: slice, keep: int) -> Tensor:
         """One pass over some columns, of which the first `keep` are remembered."""
-        seen = self.canvas.visibility("block", columns, self.canvas.size)
-        ctx = Context(seen, PartialCache(self.cache, keep))
-        return self._ask(self.canvas.tokens[:, columns], ctx, rows, places - columns.start)
-
-
-class PartialCache(Cache):
-    """A view of a decoding cache for one pass, of which it keeps the first positions alone."""
-
-    def __init__(self, kept: Cache, keep: int) -> None:
-        super().__init__(kept.capacity)
-        self.length, self._buffers = kept.length, kept._buffers
-        self.kept, self.keep = kept, keep
-
-    def left(self, address: Hashable, h: Tensor, count: int) -> Tensor:
-        past = self._buffers.get(address)
-        if past is None:
-            past = self._buffers[address] = h.new_zeros(h.shape[0], count, h.shape[2])
-        joined = torch.cat([past, h], dim=1)
-        past.copy_(joined[:, self.keep : self.keep + count])
-        return joined
-
-    def advance(self, count: int) -> None:
-        self.kept.advance(self.keep)
+        ctx = Context(self._seen(columns, keep), self.cache)
+        logits = self._ask(self.canvas.tokens[:, columns], ctx, rows, places - columns.start)
+        self.cache.settle(keep)
+        return logits

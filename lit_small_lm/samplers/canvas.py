@@ -63,14 +63,13 @@ class SamplingCanvas:
         rows = torch.arange(len(wanted), device=wanted.device).unsqueeze(1).expand(wanted.shape)
         self.tokens[rows[self.text], self.source[self.text]] = wanted[self.text]
 
-    def visibility(self, kind: Kind, columns: slice, block_size: int | None = None) -> Visibility:
-        """Who sees whom in some of the columns."""
+    def visibility(self, kind: Kind, columns: slice, block_size: int | None = None, finished: int = 0) -> Visibility:
+        """Who sees whom in some of the columns, of which the first `finished` see causally."""
         index, inside = self.index[:, columns], self.inside[:, columns]
-        positions = torch.where(inside, index - self.lead, index)
-        if self.inside.all():
-            return Visibility(positions, None, kind, block_size)
-        docs = torch.where(inside, 0, torch.where(index < self.lead, BEFORE, AFTER))
-        return Visibility(positions, docs, kind, block_size)
+        positions, docs = torch.where(inside, index - self.lead, index), None
+        if not self.inside.all():
+            docs = torch.where(inside, 0, torch.where(index < self.lead, BEFORE, AFTER))
+        return Visibility(positions, docs, kind, block_size, finished=finished)
 
     def blocks(self) -> Iterator[slice]:
         """The columns of every block that has a place to fill, from left to right."""

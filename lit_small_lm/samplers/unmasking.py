@@ -8,7 +8,7 @@ for a place, where float32 noise would lose the rare ones. A place drawn alone t
 import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_small_lm.context import Kind
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Decoding, Frame, Net, Sampler, Specials, setting
-from lit_small_lm.samplers.asking import Asker, CachedBlocks, GuidedCanvas, PlainBlocks, WholeCanvas
+from lit_small_lm.samplers.asking import Asker, CachedBlocks, GuidedCanvas, WholeCanvas
 from lit_small_lm.samplers.canvas import SamplingCanvas
 from lit_small_lm.samplers.logits import draw, probabilities
 
@@ -26,6 +26,8 @@ class Unmasking(Sampler):
     """Fills masks over several evaluations; block after block where the network is block-causal."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("bidirectional", "block")
+    blockwise: ClassVar[type[Asker]] = CachedBlocks
+    """How a block-causal network is asked; its plain twin is `PlainBlocks`."""
 
     temperature: float = setting(1.0, low=0)
     """0 takes the likeliest token of a place; 1 samples from the network's own distribution."""
@@ -37,8 +39,6 @@ class Unmasking(Sampler):
     """Positions that are filled before any behind them; null: a block of the network, or the whole text."""
     guidance: float = setting(0.0, low=0)
     """How far to move away from what the network says without the prompt, at two evaluations each time; 0: not."""
-    memory: Literal["blocks", "none"] = "blocks"
-    """Whether finished blocks of a block-causal network are remembered or computed anew; the text is the same."""
 
     @torch.no_grad()
     def frames(
@@ -74,8 +74,7 @@ class Unmasking(Sampler):
                 raise RequestError(
                     f"guidance: {self.guidance}; allowed: 0, as a block-causal network sees no later block"
                 )
-            asker = CachedBlocks if self.memory == "blocks" else PlainBlocks
-            return canvas, asker(net, canvas, decoding)
+            return canvas, self.blockwise(net, canvas, decoding)
         if self.guidance:
             return canvas, GuidedCanvas(net, canvas, decoding, self.guidance)
         return canvas, WholeCanvas(net, canvas, decoding)

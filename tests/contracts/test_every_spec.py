@@ -30,8 +30,14 @@ from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
 from lit_small_lm.nn.rotary_scaling import LinearScaling, Llama3Scaling
 from lit_small_lm.nn.routers import SigmoidRouter, SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
+from lit_small_lm.objectives.noise import CosineNoise
 from lit_small_lm.plugin import Dims, Source, kinds, known
+from lit_small_lm.samplers.ancestral import Ancestral
 from lit_small_lm.samplers.autoregressive import Autoregressive
+from lit_small_lm.samplers.entropy_bound import EntropyBound
+from lit_small_lm.samplers.low_confidence import LowConfidence
+from lit_small_lm.samplers.remasking import Remasking
+from lit_small_lm.samplers.speculative import SelfSpeculation
 from lit_small_lm.shapes import BudgetShape, FixedShape
 from lit_small_lm.testing import check
 from lit_small_lm.training.muon import Muon
@@ -149,6 +155,12 @@ def test_default_source():
         ),
         Autoregressive(temperature=0.0),
         Autoregressive(temperature=0.7, top_k=3, top_p=0.9),
+        Ancestral(steps=1, temperature=0.0),
+        Ancestral(steps=5, noise=CosineNoise(), block_size=2),
+        EntropyBound(bound=1.0, top_k=2),
+        LowConfidence(tokens=3, by="margin", top_p=0.5),
+        Remasking(steps=5, remasked=1.0, bounded_by="share"),
+        SelfSpeculation(drafted=2, temperature=0.5),
         AdamW(lr=0.1, weight_decay=0.0),
         Muon(lr_ratio=20.0, update_size="original"),
         BPE(vocab_size=300),
