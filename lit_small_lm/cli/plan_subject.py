@@ -20,11 +20,11 @@ from lit_small_lm.cli.yaml_tree import BadYAML
 from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.hf.folder import CONFIG, read_json
 from lit_small_lm.hf.importing import model_of
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.planning.counts import size
 from lit_small_lm.planning.devices import Device
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.planning.plan import Planned
-from lit_small_lm.planning.workload import BOTH_WAYS
 from lit_small_lm.plugin import Dims, Shape, Spec, Tokenizer
 from lit_small_lm.shapes import fixed, mismatch
 from lit_small_lm.training.lit import AutoregressiveLM, LanguageModule
@@ -188,7 +188,7 @@ def _of_public(file: Path, argv: Sequence[str], asked: Asked) -> Planned:
     tree["data"].setdefault("seq_len", min(model.max_length or SEQ_LEN, SEQ_LEN))
     vocab_size = asked.vocab_size or model.vocab_size
     said = "--vocab_size" if asked.vocab_size else f"{CONFIG}, padding rows included"
-    objective = BOTH_WAYS if model.bidirectional else None
+    objective = MaskedDiffusion() if model.bidirectional else None
     return Planned(
         outline=Outline(_with_head(model.backbone, asked), model.shape.resolve(), vocab_size),
         workload=workload_of(tree, asked.device, objective),

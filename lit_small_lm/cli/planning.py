@@ -108,4 +108,4 @@ def _counted(subject: Planned, dims: Dims):
 
 def _training_flops(subject: Planned, dims: Dims) -> int:
     outline, workload = _at(subject, dims), subject.workload
-    return flops(outline, parameters(outline), workload.seq_len, workload.objective.kind).training_per_token
+    return flops(outline, parameters(outline), workload.seq_len, workload.objective).training_per_token

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_small_lm.context import Cache, Context
+from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.planning.counts import Parameters
 from lit_small_lm.planning.flops import Watched
 from lit_small_lm.planning.outline import Outline
@@ -105,7 +105,7 @@ def cache(outline: Outline, positions: int) -> CacheMemory:
     growing = constant = within = 0
     tokens = torch.zeros(1, 1, dtype=torch.long, device="meta")
     for group, layer in zip(outline.groups, net.layers, strict=True):
-        seen, watched = _Seen(1), Watched.rows(tokens)
+        seen, watched = _Seen(1), Watched.of(Visibility.rows(tokens))
         with torch.no_grad():
             layer(net.open(net.embed(tokens)), Context(watched, seen))
         windows = [window for _, window in watched.masks if window is not None]

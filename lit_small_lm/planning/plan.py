@@ -207,7 +207,7 @@ def plan(subject: Planned, conditions: Conditions) -> Plan:
     """
     outline, workload = subject.outline, subject.workload
     counted = parameters(outline, subject.extras)
-    operations = flops(outline, counted, workload.seq_len, workload.objective.kind)
+    operations = flops(outline, counted, workload.seq_len, workload.objective)
     held, notes = _training(subject)
     of_run = None if workload.tokens is None else workload.tokens * operations.training_per_token
     kept = cache(outline, workload.seq_len) if workload.objective.kind == "causal" else None

@@ -18,11 +18,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lit_small_lm.backbone import Backbone
-from lit_small_lm.context import Context, Kind, Visibility
+from lit_small_lm.batch import Query
+from lit_small_lm.context import Context, Visibility
 from lit_small_lm.planning.ledger import Ledger
 from lit_small_lm.planning.outline import Group, Outline
+from lit_small_lm.planning.question import ask, with_tensors
 from lit_small_lm.planning.workload import Workload
-from lit_small_lm.plugin import Batch, Query, Specials
 
 COMPUTED_IN = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What autocast computes matrix products in, by precision."""
@@ -69,7 +70,7 @@ def rehearse(outline: Outline, workload: Workload) -> StepBytes:
     depth is rehearsed.
     """
     groups = outline.groups
-    if carry_grows(outline, workload.objective.kind):
+    if carry_grows(outline):
         return _shallow(outline, workload, dict.fromkeys(groups, outline.dims.n_layers))
     base = found = _shallow(outline, workload, dict.fromkeys(groups, 1))
     for group in groups:
@@ -79,11 +80,11 @@ def rehearse(outline: Outline, workload: Workload) -> StepBytes:
     return found
 
 
-def carry_grows(outline: Outline, kind: Kind) -> bool:
+def carry_grows(outline: Outline) -> bool:
     """Whether a layer hands on more tensors than it got."""
     net = outline.sketch
     tokens = torch.zeros(1, 1, dtype=torch.long, device="meta")
-    carry, ctx = net.open(net.embed(tokens)), Context(Visibility.rows(tokens, kind=kind))
+    carry, ctx = net.open(net.embed(tokens)), Context(Visibility.rows(tokens, kind="bidirectional"))
     for layer in net.layers:
         before, carry = carry, layer(carry, ctx)
         if len(pytree.tree_leaves(carry)) > len(pytree.tree_leaves(before)):
@@ -122,7 +123,7 @@ class _Step:
     def __init__(self, net: Backbone, workload: Workload, values: contextlib.AbstractContextManager[Any]) -> None:
         self.net, self.workload, self.values = net, workload, values
         self.ledger, self.fake = Ledger(), FakeTensorMode(allow_non_fake_inputs=True)
-        self.query = _query(workload, net.embed.num_embeddings)
+        self.query = ask(workload.objective, workload.rows, workload.seq_len, net.embed.num_embeddings)
 
     def bytes(self) -> StepBytes:
         """What is alive, and when."""
@@ -173,7 +174,8 @@ class _Step:
 
     def _loss(self) -> Tensor:
         self.begun, precision = self.ledger.bytes, COMPUTED_IN.get(self.workload.precision)
-        query, ctx = _on(self.fake, self.query)
+        query = _without_storage(self.fake, self.query)
+        ctx = query.context(step=self.fake.from_tensor(torch.tensor(1)))
         with torch.autocast("cpu", precision, enabled=precision is not None):
             nll = self.net(query.tokens, ctx, query.targets, query.scored)
             terms = [*ctx.trace.token_losses.values(), nll]
@@ -192,30 +194,9 @@ class _Step:
         optimizer.step()
 
 
-def _query(workload: Workload, vocab_size: int) -> Query:
-    """What the objective asks of rows of one document each."""
-    rows, length = workload.rows, workload.seq_len + 1
-    batch = Batch(
-        tokens=torch.randint(vocab_size, (rows, length)),
-        doc_ids=torch.arange(rows).unsqueeze(1).expand(rows, length).clone(),
-        loss_mask=None,
-        sample_ids=torch.arange(rows),
-        slots=torch.arange(rows),
-        specials=Specials(vocab_size=vocab_size, end=0, pad=1, mask=2),
-    )
-    return workload.objective.query(batch, (0, 0))
-
-
-def _on(fake: FakeTensorMode, query: Query) -> tuple[Query, Context]:
-    """A question and its context without storage."""
-    visibility = _without_storage(fake, query.visibility)
-    return _without_storage(fake, dataclasses.replace(query, visibility=visibility)), Context(visibility)
-
-
-def _without_storage(fake: FakeTensorMode, value: Any) -> Any:
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    tensors = {name: fake.from_tensor(field) for name, field in fields.items() if isinstance(field, Tensor)}
-    return dataclasses.replace(value, **tensors)
+def _without_storage(fake: FakeTensorMode, query: Query) -> Query:
+    visibility = with_tensors(query.visibility, fake.from_tensor)
+    return with_tensors(dataclasses.replace(query, visibility=visibility), fake.from_tensor)
 
 
 def _sizes(values: Iterable[Any]) -> int:

@@ -1,9 +1,8 @@
 """What a network is trained with, as far as cost goes: rows, precision, optimizer, devices, length of the run."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from lit_small_lm.context import Kind
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.plugin import Objective, Optim
 
@@ -49,15 +48,3 @@ class Workload:
     def accumulated(self) -> int:
         """Batches of one optimizer step."""
         return max(1, self.batch_size // (self.rows * self.data_parallel))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _BothWays(NextToken):
-    """Asks a network that looks both ways, whatever its own question is: what it costs does not depend on that."""
-
-    kind: ClassVar[Kind] = "bidirectional"
-    bound: ClassVar = "upper"
-
-
-BOTH_WAYS: Objective = _BothWays()
-"""The objective of a public model that looks both ways."""

@@ -18,9 +18,13 @@ from lit_small_lm.nn.moe import MoEFFN
 from lit_small_lm.nn.norms import LayerNorm
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.residual import PreNorm
+from lit_small_lm.objectives.block_diffusion import BlockDiffusion
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
+from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.planning.counts import parameters
-from lit_small_lm.planning.flops import flops
+from lit_small_lm.planning.flops import ROWS, flops
 from lit_small_lm.planning.outline import Outline
+from lit_small_lm.planning.question import ask
 from lit_small_lm.plugin import Dims
 
 FAMILIES = sorted((Path(__file__).parents[2] / "configs" / "families").glob("*.yaml"))
@@ -33,9 +37,9 @@ GPT2 = BackboneSpec(
 GPT2_DIMS = Dims(dim=768, n_layers=12, n_heads=12, n_kv_heads=12, head_dim=64, hidden=3072)
 
 
-def operations(spec, dims, vocab, positions, kind="causal"):
+def operations(spec, dims, vocab, positions, objective=NextToken()):
     outline = Outline(spec, dims, vocab)
-    return flops(outline, parameters(outline), positions, kind)
+    return flops(outline, parameters(outline), positions, objective)
 
 
 def family(file):
@@ -120,8 +124,44 @@ def test_a_head_is_multiplied_once_tied_or_not():
     assert dataclasses.asdict(tied) == dataclasses.asdict(untied)
 
 
-def test_looking_both_ways_costs_the_same():
+def test_next_tokens_are_read_and_scored_once():
+    found = operations(BackboneSpec(), tiny(BackboneSpec()), VOCAB, TIME)
+    assert (found.read_per_token, found.scored_per_token) == (1, 1)
+    assert found.training_per_token == 3 * found.forward_per_token
+
+
+def test_masked_positions_alone_go_through_the_head():
+    """Half of them on average; a row has one position more, the first token of its document."""
     dims = tiny(BackboneSpec())
-    assert operations(BackboneSpec(), dims, VOCAB, TIME) == operations(
-        BackboneSpec(), dims, VOCAB, TIME, "bidirectional"
+    found = operations(BackboneSpec(), dims, VOCAB, 50, MaskedDiffusion())
+    plain = operations(BackboneSpec(), dims, VOCAB, 50)
+    assert found.read_per_token == 51 / 50 and abs(found.scored_per_token - 0.5) < 0.05
+    head = 2 * VOCAB * dims.dim
+    assert found.forward_per_token == plain.forward_per_token
+    inside = plain.forward_per_token - head + plain.attention_per_token / 50  # one key more
+    assert found.training_per_token == pytest.approx(3 * (51 / 50 * inside + found.scored_per_token * head), abs=2)
+
+
+def test_block_diffusion_reads_a_row_twice():
+    dims = tiny(BackboneSpec())
+    found = operations(BackboneSpec(), dims, VOCAB, 50, BlockDiffusion(block_size=5))
+    assert found.read_per_token == 2 * 51 / 50
+    assert (
+        found.training_per_token
+        > 1.9 * operations(BackboneSpec(), dims, VOCAB, 50, MaskedDiffusion()).training_per_token
     )
+
+
+@pytest.mark.parametrize(
+    "objective", [NextToken(), MaskedDiffusion(), BlockDiffusion(block_size=5)], ids=lambda o: type(o).__name__
+)
+def test_a_training_step_takes_what_is_counted(objective, monkeypatch):
+    """Of a real network, on the rows that the share of scored positions was taken over."""
+    spec = BackboneSpec()
+    dims, query = tiny(spec), ask(objective, ROWS, TIME, VOCAB)
+    found = operations(spec, dims, VOCAB, TIME, objective)
+    net = Backbone(spec, dims, VOCAB)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", plainly)
+    with FlopCounterMode(display=False) as counter:
+        net(query.tokens, query.context(), query.targets, query.scored).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(found.training_per_token * ROWS * TIME, abs=ROWS * TIME / 2)

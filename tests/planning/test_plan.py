@@ -8,11 +8,12 @@ import pytest
 from lit_small_lm.backbone import BackboneSpec, LayerSpec
 from lit_small_lm.errors import RequestError
 from lit_small_lm.nn.mlp import GatedMLP
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.planning import plan as planning
 from lit_small_lm.planning.devices import by_name
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.planning.plan import Conditions, Planned, plain, plan
-from lit_small_lm.planning.workload import BOTH_WAYS, Workload
+from lit_small_lm.planning.workload import Workload
 from lit_small_lm.plugin import Dims
 from lit_small_lm.training.optim import AdamW
 
@@ -80,7 +81,7 @@ def test_without_a_device_there_is_no_time():
 
 
 def test_looking_both_ways_keeps_no_cache_and_has_no_law():
-    found = of(objective=BOTH_WAYS)
+    found = of(objective=MaskedDiffusion())
     assert found.cache is None
     assert found.laws.loss.band is None and found.laws.loss.statements
 

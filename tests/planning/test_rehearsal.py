@@ -18,9 +18,12 @@ from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.parallel_norm import ParallelNorm
 from lit_small_lm.nn.routers import SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
+from lit_small_lm.objectives.block_diffusion import BlockDiffusion
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.planning.ledger import Ledger
 from lit_small_lm.planning.outline import Outline
-from lit_small_lm.planning.rehearsal import COMPUTED_IN, _query, rehearse, step
+from lit_small_lm.planning.question import ask
+from lit_small_lm.planning.rehearsal import COMPUTED_IN, rehearse, step
 from lit_small_lm.planning.workload import Workload
 from lit_small_lm.plugin import FFN, Dims, Linear
 from lit_small_lm.training.muon import Muon
@@ -29,8 +32,6 @@ from lit_small_lm.training.optim import AdamW
 DIMS = Dims(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, hidden=48)
 VOCAB = 64
 WORKLOAD = Workload(optim=AdamW(), seq_len=16, batch_size=4, rows=4)
-TOKENS = 4 * 8 * 4 * 17
-"""Bytes of the ids, documents and positions of a batch, which are there before the step or not."""
 ROUTER = SoftmaxRouter(top_k=2)
 
 
@@ -68,9 +69,14 @@ DEEP = {
 }
 
 
+def ids(workload):
+    """Bytes of the ids, documents and positions of a batch, which are there before the step or not."""
+    return 8 * 8 * ask(workload.objective, workload.rows, workload.seq_len, VOCAB).tokens.numel()
+
+
 def on_real_tensors(spec, workload):
     """(weights, gradients, state, activations, head) and the peaks of the three phases, with real memory."""
-    query = _query(workload, VOCAB)
+    query = ask(workload.objective, workload.rows, workload.seq_len, VOCAB)
     with Ledger() as ledger:
         net = Backbone(spec, DIMS, VOCAB).train()
         for layer in net.layers:
@@ -99,9 +105,9 @@ def on_real_tensors(spec, workload):
 
 def forward(net, query, workload, kept, ledger):
     dtype = COMPUTED_IN.get(workload.precision)
-    ctx = Context(query.visibility)
     with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
-        loss = net(query.tokens, ctx, query.targets).sum() / query.tokens.numel()
+        nll = net(query.tokens, query.context(), query.targets, query.scored)
+        loss = (nll if query.weights is None else nll * query.weights).sum() / query.tokens.numel()
         kept["ended"] = ledger.bytes
     return loss
 
@@ -109,18 +115,26 @@ def forward(net, query, workload, kept, ledger):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", SPECS)
 def test_a_step_holds_what_it_holds_on_real_tensors(name, precision):
-    workload = dataclasses.replace(WORKLOAD, precision=precision)
-    found = rehearse(Outline(SPECS[name], DIMS, VOCAB), workload)
-    weights, state, activations, head, fore, back, update = on_real_tensors(SPECS[name], workload)
+    same_as_on_real_tensors(SPECS[name], dataclasses.replace(WORKLOAD, precision=precision))
+
+
+@pytest.mark.parametrize("objective", [MaskedDiffusion(), BlockDiffusion(block_size=4)])
+def test_whatever_the_network_is_asked(objective):
+    same_as_on_real_tensors(BackboneSpec(), dataclasses.replace(WORKLOAD, objective=objective))
+
+
+def same_as_on_real_tensors(spec, workload):
+    found = rehearse(Outline(spec, DIMS, VOCAB), workload)
+    weights, state, activations, head, fore, back, update = on_real_tensors(spec, workload)
     assert (found.weights, found.gradients, found.optimizer) == (weights, weights, state)
     mine = (found.activations, found.head, found.forward, found.backward, found.update)
     for expected, real in zip(mine, (activations, head, fore, back, update), strict=True):
-        assert abs(expected - real) <= TOKENS
+        assert abs(expected - real) <= ids(workload)
 
 
 def test_activations_are_what_autograd_saves():
     """By saved-tensor hooks: storages, each once, weights and token ids apart; the mask of the row comes on top."""
-    query, saved = _query(WORKLOAD, VOCAB), {}
+    query, saved = ask(WORKLOAD.objective, 4, 16, VOCAB), {}
     net = Backbone(BackboneSpec(), DIMS, VOCAB).train()
     apart = {p.untyped_storage().data_ptr() for p in net.parameters()} | {query.tokens.untyped_storage().data_ptr()}
 
@@ -137,7 +151,7 @@ def test_activations_are_what_autograd_saves():
     stream = 4 * WORKLOAD.rows * WORKLOAD.seq_len * DIMS.dim
     mask = WORKLOAD.rows * WORKLOAD.seq_len**2
     found = rehearse(Outline(BackboneSpec(), DIMS, VOCAB), WORKLOAD)
-    assert 0 <= found.activations - (kept["closing"] + stream + mask) <= TOKENS
+    assert 0 <= found.activations - (kept["closing"] + stream + mask) <= ids(WORKLOAD)
     assert loss.requires_grad and found.activations + found.head > sum(saved.values())
 
 
