@@ -7,12 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from PIL import Image
 
+import lit_small_lm as lsl
 from lit_small_lm.__main__ import main
 from lit_small_lm.batch import Batch, Specials
 from lit_small_lm.checkpoint import checkpoints_in, read
 from lit_small_lm.context import Visibility
+from lit_small_lm.data.sources import TextFiles
+from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.plugin import Query
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints
@@ -119,12 +124,51 @@ def test_training_does_not_notice(options, fit, lines, request):
 
 
 def test_gradients_of_all_layers_and_the_rest_make_up_the_whole(fit, lines):
-    """With an untied head that is silent nothing but layers, embedding and norm is left; clipping comes later."""
+    """The rest is embedding, head and final norm; clipping comes later."""
     run = fit("gradients", *OFTEN, "--trainer.gradient_clip_val", "1e-3", "--model.backbone.head", "untied")
     for line in depth_lines(run):
         parts = [line[f"depth_gradient_norm/{layer}"] for layer in range(2)]
         whole = dict(lines(run).pairs("train/grad_norm"))[line["step"]]
         assert 1e-3 < math.hypot(*parts) < whole
+
+
+class Kept(Logger):
+    """A logger of the user's: keeps what it is given."""
+
+    name, version = "kept", "0"
+
+    def __init__(self):
+        super().__init__()
+        self.lines = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.lines.setdefault(step, {}).update(metrics)
+
+    def log_hyperparams(self, *args, **kwargs):
+        """Nothing."""
+
+
+class ByHand(Callback):
+    """The norm of each layer's gradients, from one long vector."""
+
+    def on_after_backward(self, trainer, pl_module):
+        layers = pl_module.net.layers
+        self.norms = [torch.cat([p.grad.flatten() for p in layer.parameters()]).norm().item() for layer in layers]
+
+
+def test_a_layers_gradient_norm_by_hand_in_a_run_from_python(tiny_text, tmp_path):
+    """Eleven layers, so that their numbers are padded; the lines reach a logger of the user's."""
+    model = lsl.AutoregressiveLM(lsl.BackboneSpec(), lsl.FixedShape(dim=16, n_layers=11, n_heads=2))
+    data = lsl.TokenData(source=TextFiles(path=str(tiny_text)), tokenizer=Bytes(), seq_len=16, batch_size=4)
+    kept, by_hand = Kept(), ByHand()
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=kept, limit_val_batches=0, callbacks=[DepthMonitor(), by_hand],
+        enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    found = [kept.lines[1][f"depth_gradient_norm/{layer:02}"] for layer in range(11)]
+    assert found == pytest.approx(by_hand.norms, rel=1e-5)
+    assert len(set(found)) == 11
 
 
 def test_gradients_are_those_of_the_step_however_it_is_split(fit, measured):
