@@ -18,7 +18,6 @@ from lit_small_lm.analysis.subject import Subject, Tell
 from lit_small_lm.analysis.surgery import running
 from lit_small_lm.backbone import Backbone, BackboneSpec, Kept
 from lit_small_lm.checkpoint import LanguageModel
-from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError, RunError, not_known, shown
 from lit_small_lm.shapes import fixed
 
@@ -80,7 +79,7 @@ def check_same(model: LanguageModel, layers: Sequence[torch.nn.Module], pruned: 
     ids = torch.randint(model.encoder.specials.vocab_size, size, generator=torch.Generator().manual_seed(0))
     ids = ids.to(net.embed.weight.device)
     with running(net, layers):
-        wanted = net(ids, Context(Visibility.rows(ids, kind=model.objective.kind)))
+        wanted = model.logits(ids)
     found = pruned.logits(ids.to(pruned.net.embed.weight.device)).to(wanted.device)
     if not torch.equal(wanted, found) and not torch.allclose(wanted, found, rtol=0, atol=0, equal_nan=True):
         raise RunError(f"prune: the pruned model's logits differ, by up to {(wanted - found).abs().max().item():.3g}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_small_lm.keys import fold
+from lit_small_lm.objectives.denoising import Denoising
 from lit_small_lm.plugin import Batch, Objective, Query
 
 Unit = Literal["documents", "rows"]
@@ -111,11 +112,16 @@ def ask(objective: Objective, batches: Iterable[Batch], seed: int, draws: int, d
     for number, batch in enumerate(held):
         name = (lambda ids: torch.searchsorted(documents, ids)) if unit == "documents" else _rows_from(rows)
         rows += len(batch.tokens)
-        queries = [objective.query(batch, (fold(seed, "analysis", number), draw)) for draw in range(draws)]
+        queries = [question_of(objective, batch, (fold(seed, "analysis", number), draw)) for draw in range(draws)]
         items += [Question(query, _named(_document_ids(query, batch), name)) for query in queries]
         counted = _named(_counted(batch), name)
         tokens += draws * torch.bincount(counted[counted >= 0], minlength=count)
     return Questions(items, unit, tokens, len(documents), draws)
+
+
+def question_of(objective: Objective, batch: Batch, key: tuple[int, int]) -> Query:
+    """What an objective is scored by: the likelihood, or the estimate of its bound, whatever the training loss is."""
+    return objective.measured(batch, key).query if isinstance(objective, Denoising) else objective.query(batch, key)
 
 
 def _counted(batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from lit_small_lm.analysis.depth import effective
 from lit_small_lm.analysis.subject import Subject
 from lit_small_lm.checkpoint import LanguageModel
 
-BOUNDS = {"exact": "exact likelihood", "upper": "an upper bound, with noise drawn as in training"}
+BOUNDS = {"exact": "exact likelihood", "upper": "an upper bound, estimated with draws of noise"}
 
 
 def report(

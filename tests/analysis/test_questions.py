@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from lit_small_lm.analysis.questions import ask
+from lit_small_lm.analysis.states import readings
 from lit_small_lm.analysis.subject import Subject, Variant
-from lit_small_lm.context import Visibility
+from lit_small_lm.context import Context, Visibility
 from lit_small_lm.keys import generator
+from lit_small_lm.objectives.block_diffusion import BlockDiffusion
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.plugin import Objective, Query
 
@@ -77,8 +80,6 @@ def test_weighted_nats_by_hand(make_net, make_batch):
     questions = ask(_Masked(), [make_batch()], seed=3, draws=1)
     subject, (question,) = Subject(make_net(), questions), questions
     query, documents = question.query, make_batch().doc_ids[:, :-1].flatten()
-    from lit_small_lm.context import Context
-
     with torch.no_grad():
         logits = subject.net(query.tokens, Context(query.visibility)).flatten(0, 1).log_softmax(-1)
     wanted = [0.0] * 12
@@ -88,3 +89,23 @@ def test_weighted_nats_by_hand(make_net, make_batch):
         wanted[int(documents[place])] -= weight * logits[place, target].item()
     assert subject.full.tolist() == pytest.approx(wanted, rel=1e-9)
     assert int(question.asked.sum()) == len(query.scored) < int(question.data.sum())
+
+
+@pytest.mark.parametrize("make", [MaskedDiffusion, lambda **how: BlockDiffusion(block_size=4, **how)])
+def test_diffusion_is_scored_by_its_bound_whatever_it_trains_on(make_net, make_batch, make):
+    questions = [
+        ask(make(**how), [make_batch()], seed=1, draws=3)
+        for how in ({}, {"average": "sequences"}, {"estimator": "complementary"})
+    ]
+    nats = [Subject(make_net(), found).full for found in questions]
+    assert torch.equal(nats[0], nats[1]) and torch.equal(nats[0], nats[2])
+    assert all(found.tokens.sum() == 3 * (4 * 24 - 3) for found in questions)
+    assert (nats[0] > 0).all() and questions[0].unit == "documents"
+
+
+def test_masked_and_unmasked_positions_are_read_apart(make_batch):
+    (question,) = ask(MaskedDiffusion(), [make_batch()], seed=1, draws=1)
+    found = readings(question, "bidirectional")
+    assert list(found) == ["mean", "scored", "not scored"]
+    assert torch.equal(found["scored"], (question.query.tokens == 2) & question.data)
+    assert torch.equal(found["scored"] | found["not scored"], found["mean"])
