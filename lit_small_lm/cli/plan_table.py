@@ -143,6 +143,11 @@ def _compute(plan: Plan) -> Iterator[str]:
         f"convolutions {short(found.convolution_per_token)}; 6N + 12LHQT (PaLM) says {short(found.palm_per_token)} in "
         "training"
     )
+    if found.scored_per_token != 1:
+        yield (
+            f"  for a token of text the objective reads {found.read_per_token:.3g} positions and scores "
+            f"{found.scored_per_token:.2g}, which alone go through the head"
+        )
     yield str(plan.methods["flops"])
     tokens = plan.tokens
     if tokens.run is None:

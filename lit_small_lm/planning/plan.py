@@ -210,7 +210,7 @@ def plan(subject: Planned, conditions: Conditions) -> Plan:
     operations = flops(outline, counted, workload.seq_len, workload.objective)
     held, notes = _training(subject)
     of_run = None if workload.tokens is None else workload.tokens * operations.training_per_token
-    kept = cache(outline, workload.seq_len) if workload.objective.kind == "causal" else None
+    kept = None if workload.objective.kind == "bidirectional" else cache(outline, workload.seq_len)
     formats = weights(outline, counted)
     time, energy = _time(subject, conditions, operations, of_run, 2 * counted.active_matmul, kept)
     laws = _laws(counted, workload, of_run, conditions.unique_tokens)
