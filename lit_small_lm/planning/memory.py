@@ -8,8 +8,10 @@ rehearsed with the run's own network, precision and optimizer (see `rehearsal`).
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from lit_small_lm.planning.outline import Outline
-from lit_small_lm.planning.rehearsal import StepBytes, rehearse
+from lit_small_lm.planning.rehearsal import HELD_IN, StepBytes, rehearse
 from lit_small_lm.planning.workload import Workload
 
 Moment = Literal["forward pass", "backward pass", "optimizer step"]
@@ -33,7 +35,7 @@ class TrainingMemory:
     head_bytes: int
     """What head and loss keep for it."""
     exchange_bytes: int
-    """Buffers between processes: gradients in buckets, or the layers that are whole at the moment."""
+    """Between processes: gradients once more, in buckets, or the sharded weights that are whole at the moment."""
     temporary_bytes: int
     """What comes and goes at the fullest moment, beside the above."""
     allocator_bytes: int
@@ -50,16 +52,24 @@ def training(outline: Outline, workload: Workload) -> TrainingMemory:
     Raises:
         RequestError: parts of the family that do not go together.
     """
-    return divided(rehearse(outline, workload), workload)
+    return divided(rehearse(outline, workload), workload, gathered(outline, workload))
 
 
-def divided(found: StepBytes, workload: Workload) -> TrainingMemory:
-    """What a rehearsal found, on each of the processes of a run."""
+def gathered(outline: Outline, workload: Workload) -> int:
+    """Bytes of the weights that FSDP2 makes whole at once: those outside the layers, the layer that runs, and the next
+    one, which is fetched meanwhile."""
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in outline.sketch.layers]
+    outside = sum(p.numel() for p in outline.sketch.parameters()) - sum(layers)
+    return (outside + 2 * max(layers)) * HELD_IN.get(workload.precision, torch.float32).itemsize
+
+
+def divided(found: StepBytes, workload: Workload, whole: int = 0) -> TrainingMemory:
+    """What a rehearsal found, on each of the processes of a run, of whose sharded weights `whole` bytes are gathered."""
     share = workload.shards
     weights, gradients, optimizer = (-(-n // share) for n in (found.weights, found.gradients, found.optimizer))
     spared = found.weights + found.gradients + found.optimizer - (weights + gradients + optimizer)
     average = found.weights if workload.average == "ema" else 0
-    exchange = found.gradients if workload.data_parallel > 1 and share == 1 else 0
+    exchange = (found.gradients if workload.data_parallel > 1 else 0) if share == 1 else whole
     moments: dict[Moment, int] = {
         "forward pass": found.forward,
         "backward pass": found.backward,

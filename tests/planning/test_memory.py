@@ -67,6 +67,18 @@ def test_fsdp_divides_what_is_kept():
     assert found.activations_bytes == 1000 and found.exchange_bytes == 0
 
 
+def test_fsdp_makes_layers_whole_in_turn():
+    """The table, the layer that runs and the next one; embeddings are tied."""
+    dims = Dims(64, 9, 4, 2, 16, 128)
+    outline, sharded = (
+        Outline(BackboneSpec(), dims, 300),
+        dataclasses.replace(GPU, processes=4, shards=4, batch_size=16),
+    )
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
+    assert training(outline, sharded).exchange_bytes == 4 * (300 * 64 + 64 + 2 * layer)
+    assert training(outline, GPU).exchange_bytes == 0
+
+
 def test_whole_copies_exchange_their_gradients():
     found = of(dataclasses.replace(GPU, processes=2, batch_size=8))
     assert found.exchange_bytes == 100
