@@ -64,7 +64,7 @@ def gathered(outline: Outline, workload: Workload) -> int:
 
 
 def divided(found: StepBytes, workload: Workload, whole: int = 0) -> TrainingMemory:
-    """What a rehearsal found, on each of the processes of a run, of whose sharded weights `whole` bytes are gathered."""
+    """What a rehearsal found, on each process of a run; of sharded weights `whole` bytes are gathered at once."""
     share = workload.shards
     weights, gradients, optimizer = (-(-n // share) for n in (found.weights, found.gradients, found.optimizer))
     spared = found.weights + found.gradients + found.optimizer - (weights + gradients + optimizer)
