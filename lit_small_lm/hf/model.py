@@ -7,7 +7,7 @@ chunks (`prefill_chunk_size`) give it one, `past_key_values=DecodingMemory()`.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,12 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: logits of that many last positions only; 0: of all.
             return_dict: there is always a dict.
             kwargs: what transformers' loss takes, such as `num_items_in_batch`.
+
+        Raises:
+            RequestError: more positions than the model has, padding inside a text, or positions or embeddings of your
+                own, which would be passed over.
         """
+        _refuse_others(kwargs)
         memory = _memory(past_key_values, use_cache)
         cache = None if memory is None else memory.cache
         start = 0 if cache is None else cache.length
@@ -141,6 +146,13 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
             raise RequestError(f"input_ids: {length} positions; the model has {limit}")
 
 
+def _refuse_others(given: Mapping[str, Any]) -> None:
+    """Raise RequestError for inputs that the network makes itself."""
+    for name, source in (("position_ids", "attention_mask"), ("inputs_embeds", "input_ids")):
+        if given.get(name) is not None:
+            raise RequestError(f"{name}: given; allowed: null, they follow from {source}")
+
+
 def _memory(past: Any, use_cache: bool) -> DecodingMemory | None:
     """What to decode with: what was given, a new one where it is asked for, or none."""
     if isinstance(past, DecodingMemory):
@@ -155,20 +167,25 @@ def visibility(ids: Tensor, mask: Tensor | None, kind: Kind, start: int = 0) -> 
 
     Args:
         ids: the new tokens.
-        mask: (B, start + T) of 1 and 0 as transformers has it, or None. What is 0 is seen by nothing but its like.
+        mask: (B, start + T) of 1 and 0 as transformers has it, or None. What is 0 is seen by nothing but its like; it
+            lies left or right of a text, not inside, where convolutions would take it for a neighbour.
         kind: the objective's.
         start: positions that came before.
 
     Raises:
-        RequestError: the mask has another shape.
+        RequestError: the mask has another shape, or a gap.
     """
     if mask is not None and tuple(mask.shape) != (ids.shape[0], start + ids.shape[1]):
         wanted = (ids.shape[0], start + ids.shape[1])
         raise RequestError(f"attention_mask: shape {tuple(mask.shape)}; allowed: {wanted}, of 1 and 0")
     if mask is None or bool(mask.all()):
         return Visibility.rows(ids, kind=kind, start=start)
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, start + T), from 0 at the first that is seen
-    return Visibility(positions[:, start:], mask.long()[:, start:] - 1, kind)
+    seen = mask.long()
+    begins = seen.diff(dim=1, prepend=torch.zeros_like(seen[:, :1])) > 0  # (B, start + T)
+    if bool((begins.sum(1) > 1).any()):
+        raise RequestError("attention_mask: 0 between ones; allowed: 0 left or right of a row's text")
+    positions = (seen.cumsum(1) - 1).clamp(min=0)  # (B, start + T), from 0 at the first that is seen
+    return Visibility(positions[:, start:], seen[:, start:] - 1, kind)
 
 
 def public_logits(folder: Path, ids: Tensor) -> Tensor:

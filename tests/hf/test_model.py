@@ -120,6 +120,25 @@ def test_a_mask_of_another_shape_is_refused(model):
         model(TEXT, attention_mask=torch.ones(1, 5))
 
 
+def test_padding_inside_a_text_is_refused(model):
+    """A convolution would take it for a neighbour, and its result would pass for that of the text without it."""
+    mask = torch.ones_like(TEXT)
+    mask[0, 3] = 0
+    with pytest.raises(RequestError, match="attention_mask: 0 between ones; allowed: 0 left or right of a row's text"):
+        model(TEXT, attention_mask=mask)
+    both = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0], [0] * 8])
+    found = model(TEXT.expand(2, -1), attention_mask=both).logits[:1, 2:7]
+    torch.testing.assert_close(found, model(TEXT[:, 2:7]).logits)
+
+
+@pytest.mark.parametrize("name", ["position_ids", "inputs_embeds"])
+def test_what_would_be_passed_over_is_refused(model, name):
+    """Packed rows come with positions of their own: as one document they would give other logits, and no sign of it."""
+    with pytest.raises(RequestError, match=f"{name}: given; allowed: null"):
+        model(TEXT, **{name: torch.zeros(1, 8, dtype=torch.long)})
+    assert torch.equal(model(TEXT, **{name: None}).logits, model(TEXT).logits)
+
+
 def test_decoding_by_steps_and_pieces(model):
     whole = model(TEXT).logits
     for size in (1, 3):
