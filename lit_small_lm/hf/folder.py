@@ -7,6 +7,7 @@ from the headers, so that a folder is found to fit before a tensor is read.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,6 +191,6 @@ def _finite(text: str) -> float:
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise RequestError(f"key {shown(next(n for n in names if names.count(n) > 1))!r} stands in it twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise RequestError(f"key {shown(twice)!r} stands in it twice")
     return found

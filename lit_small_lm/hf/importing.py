@@ -21,6 +21,7 @@ from lit_small_lm.hf.folder import DTYPES, Weights, read_config, read_weights
 from lit_small_lm.hf.names import Entry, to_ours, to_theirs
 from lit_small_lm.hf.public import Model
 from lit_small_lm.hf.registry import family_of
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.plugin import Objective, Shape
 from lit_small_lm.shapes import fixed
@@ -29,6 +30,8 @@ OWN = "lit_small_lm"
 """The `model_type` of models that no public class expresses, and the key of their record in config.json."""
 OWN_PREFIX = "net."
 LENGTH = "max_position_embeddings"
+MOST_EXPERTS = 2**17
+"""In all layers; the largest public models have a fifth. Each is a module, and a few bytes ask for it."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def form_of(config: Mapping[str, Any]) -> Form:
         return _own_form(config)
     family = family_of(config)
     model = family.read(config)
+    _refuse_experts(model)
     if model.extras:
         names = ", ".join(model.extras)
         raise RequestError(f"config.json: {model_type(config)}: {names}: such parameters are counted, not imported")
@@ -143,12 +147,23 @@ def _own_form(config: Mapping[str, Any]) -> Form:
         dims = Shape.from_dict(record["shape"]).resolve()
         rows, length = (None if config.get(key) is None else int(config[key]) for key in ("vocab_size", LENGTH))
         model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), rows, max_length=length)
+        _refuse_experts(model)
         entries = [Entry(name, (OWN_PREFIX + name,)) for name in _empty(model).state_dict()]
         return Form(model, Objective.from_dict(record["objective"]), entries)
     except (RequestError, RunError):
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise RunError(f"config.json: its record is damaged ({type(error).__name__})") from None
+
+
+def _refuse_experts(model: Model) -> None:
+    """Raise RequestError for more experts than any file will hold."""
+    layers = model.backbone.layers(model.shape.resolve().n_layers)
+    count = sum(kind.ffn.n_experts for kind in layers if isinstance(kind.ffn, MoE))
+    if count > MOST_EXPERTS:
+        raise RequestError(
+            f"config.json: {count:,} experts in {len(layers):,} layers; allowed: at most {MOST_EXPERTS:,} in all"
+        )
 
 
 def _empty(model: Model) -> Backbone:

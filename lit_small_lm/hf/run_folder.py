@@ -78,10 +78,12 @@ def origin(imported: Imported) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_loaded(imported: Imported, loaded: LanguageModel) -> None:
-    """Raise RunError if a model that was read back gives the ids of the imported one other logits."""
+    """Raise RunError if logits are not finite, or a model that was read back gives the imported one's ids others."""
     net, rows = imported.network(), imported.form.model.vocab_size
     ids = random_ids(rows, net.limit())
     wanted, found = net(ids, Context(Visibility.rows(ids))), loaded.logits(ids)[..., :rows]
+    if not torch.isfinite(wanted).all():
+        raise RunError("import: with these weights and this config.json logits are not finite")
     if not torch.equal(wanted, found):
         off = (wanted - found).abs().max().item()
         raise RunError(f"import: the checkpoint that was written gives other logits, by up to {off:.3g}")

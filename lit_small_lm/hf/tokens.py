@@ -4,6 +4,8 @@ The network keeps its rows. A padding and a mask token that the public tokenizer
 where there are none, the model has no such tokens, unless the network is given rows for them.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from lit_small_lm.hf.folder import TOKENIZER, read_json, refuse_large, within
 from lit_small_lm.plugin import Encoder, Specials, Tokenizer
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+ID = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -151,12 +154,17 @@ def ids_of(config: Mapping[str, Any], role: str) -> list[int]:
 
 def _text_end(library: Library, asked: str) -> str:
     token = asked if library.token_to_id(asked) is not None else None
-    if token is None and asked.isdigit():
-        token = library.id_to_token(int(asked))
+    if token is None and (index := _id_in(asked)) is not None:
+        token = library.id_to_token(index)
     if token is None:
         special = [t.content for t in library.get_added_tokens_decoder().values() if t.special]
         raise RequestError(f"--end: {shown(asked)!r} is no token of the tokenizer{nearest(asked, special)}")
     return token
+
+
+def _id_in(text: str) -> int | None:
+    """The id that a text is, in digits; None if it is none."""
+    return int(text) if ID.fullmatch(text) else None
 
 
 def _missing(specials: Specials) -> Iterator[str]:
@@ -179,13 +187,15 @@ def _id_end(config: Mapping[str, Any], rows: int, end: str | None) -> int:
     if end is None:
         named = [i for i in ids_of(config, "eos") if i < rows]
         if not named:
+            value = shown(json.dumps(config.get("eos_token_id")))
             raise RequestError(
-                "--end: missing; config.json names no eos_token_id; allowed: the id that ends a document"
+                f"--end: missing; eos_token_id of config.json is {value}; allowed: an id from 0 to {rows - 1}"
             )
         return named[0]
-    if not end.isdigit() or int(end) >= rows:
+    index = _id_in(end)
+    if index is None or index >= rows:
         raise RequestError(f"--end: {shown(end)!r}; without a tokenizer allowed: an id from 0 to {rows - 1}")
-    return int(end)
+    return index
 
 
 def with_new_rows(found: Found) -> Found:

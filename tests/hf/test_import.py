@@ -9,13 +9,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from lit_small_lm.checkpoint import load
+from lit_small_lm.backbone import BackboneSpec, LayerSpec
+from lit_small_lm.checkpoint import FORMAT, load
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.hf.importing import read_folder
 from lit_small_lm.hf.run_folder import check_loaded, write_checkpoint
 from lit_small_lm.hf.tokens import read_tokenizer, with_new_rows
+from lit_small_lm.nn.mlp import GatedMLP
+from lit_small_lm.nn.moe import MoE
+from lit_small_lm.nn.routers import SoftmaxRouter
+from lit_small_lm.objectives.next_token import NextToken
+from lit_small_lm.shapes import FixedShape
 
 discover()
 COMMON = {"vocab_size": 61, "bos_token_id": 60, "eos_token_id": 60}
@@ -165,6 +171,23 @@ def test_nothing_is_read_of_a_folder_that_does_not_fit(saved, monkeypatch):
         read_folder(folder)
 
 
+ROUTED = {"model_type": "mixtral", "num_hidden_layers": 10_000, "num_local_experts": 2**16, "vocab_size": 61}
+
+
+def test_a_few_bytes_do_not_ask_for_millions_of_modules(saved):
+    folder, _ = saved("llama")
+    (folder / "config.json").write_text(json.dumps(ROUTED))
+    with pytest.raises(RequestError, match="655,360,000 experts in 10,000 layers; allowed: at most 131,072 in all"):
+        read_folder(folder)
+    moe = MoE(expert=GatedMLP(), router=SoftmaxRouter(), n_experts=2**30)
+    record = {"format": FORMAT, "backbone": BackboneSpec(layer=LayerSpec(ffn=moe)).to_dict(), "plugins": []}
+    record |= {"shape": FixedShape().to_dict(), "objective": NextToken().to_dict()}
+    own = {"model_type": "lit_small_lm", "vocab_size": 61, "lit_small_lm": record}
+    (folder / "config.json").write_text(json.dumps(own))
+    with pytest.raises(RequestError, match="4,294,967,296 experts in 4 layers"):
+        read_folder(folder)
+
+
 def test_code_that_a_configuration_names_is_not_looked_at(saved):
     folder, model = saved("llama")
     (folder / "evil.py").write_text("raise SystemExit('it ran')")
@@ -296,6 +319,24 @@ def test_without_a_suitable_tokenizer_there_are_ids(public_folder, edit, says):
         tokens_of(folder, eos_token_id=None)
 
 
+@pytest.mark.parametrize("end", ["273", "-1", "x", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_an_end_that_is_no_id_is_refused(public_folder, end):
+    folder = public_folder()
+    (folder / "tokenizer.json").unlink()
+    config = {"eos_token_id": 273}
+    with pytest.raises(RequestError, match="--end: .*; without a tokenizer allowed: an id from 0 to 272"):
+        read_tokenizer(folder, config, 273, end)
+    with pytest.raises(RequestError, match="--end: missing; eos_token_id of config.json is 273; allowed: an id from 0"):
+        read_tokenizer(folder, config, 273)
+
+
+def test_an_end_that_is_no_token_is_refused(public_folder):
+    folder = public_folder()
+    for end in ("\N{CIRCLED DIGIT ONE}", "9" * 5000):
+        with pytest.raises(RequestError, match="--end: .* is no token of the tokenizer"):
+            read_tokenizer(folder, {}, 273, end)
+
+
 def test_a_damaged_tokenizer_is_named(public_folder):
     folder = public_folder()
     (folder / "tokenizer.json").write_text("{")
@@ -315,6 +356,9 @@ def test_a_run_is_written_and_loads(public_folder, tmp_path):
     assert "".join(loaded.generate("the cat", 5))
     with pytest.raises(RunError, match="other logits, by up to"):
         torch.nn.init.zeros_(loaded.net.close.weight)
+        check_loaded(model, loaded)
+    model.state["close.weight"].fill_(3e38)
+    with pytest.raises(RunError, match="with these weights and this config.json logits are not finite"):
         check_loaded(model, loaded)
 
 
