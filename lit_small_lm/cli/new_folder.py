@@ -24,15 +24,22 @@ def refuse_used(out: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder on the same disk that becomes `out` at the end; after an error it is removed."""
+    """A hidden folder on the same disk that becomes `out` at the end; after an error it is removed.
+
+    A folder that is there stays the one that it is (where the shell stands, or a mounted disk): it gets the content.
+    """
     out = out.absolute()
-    beside = next(place for place in out.parents if place.exists())
-    folder = Path(tempfile.mkdtemp(dir=beside, prefix=f".{out.name[:40]}."))
+    place = next(place for place in (out, *out.parents) if place.exists())
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name[:40]}."))
     try:
         yield folder
         _settle(folder)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, out)
+        if place == out:
+            for inner in list(folder.iterdir()):
+                os.rename(inner, out / inner.name)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

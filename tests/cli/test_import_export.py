@@ -249,6 +249,22 @@ def test_a_folder_is_there_whole_or_not_at_all(here, error):
     assert (here / "a/b/file").stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
+def test_a_folder_that_is_there_stays_the_one_it_is(here):
+    """The shell may stand in it, or a disk be mounted there."""
+    out = here / "a"
+    out.mkdir()
+    number = out.stat().st_ino
+    with pytest.raises(ValueError), whole_folder(out) as folder:
+        (folder / "file").touch()
+        raise ValueError
+    assert list(out.iterdir()) == []
+    with whole_folder(out) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner/file").write_text("x")
+    assert [str(file.relative_to(here)) for file in here.rglob("*")] == ["a", "a/inner", "a/inner/file"]
+    assert out.stat().st_ino == number
+
+
 def _umask():
     import os
 
