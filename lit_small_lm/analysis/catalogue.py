@@ -73,9 +73,9 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "greedy": Analysis(
         "Greedy removal",
-        "Layers leave one after another, each time the one whose loss is missed least. How far the curve stays flat "
-        "is how many layers the network can do without together. The choice is made on the same text, which flatters "
-        "it a little.",
+        "Layers leave one after another, each time the one whose loss is missed least; its number stands at the point. "
+        "How far the curve stays flat is how many layers the network can do without together. The choice is made on "
+        "the same text, which flatters it a little.",
         PAIRED,
         lambda subject, settings, tell: removal.greedily_removed(subject, settings.greedy_count(subject.depth), tell),
         _greedy_cost,

@@ -123,12 +123,19 @@ METRICS: dict[str, Metric] = {
 """What layers may be chosen by: each says which `count` layers go."""
 
 
+def refuse_keep(keep: int, depth: int) -> None:
+    """Raise RequestError unless `keep` of `depth` layers can be left."""
+    if depth == 1:
+        raise RequestError(f"--keep: {keep}; the model has one layer, and none can go")
+    if not 1 <= keep < depth:
+        raise RequestError(f"--keep: {keep}; allowed: 1 to {depth - 1}, fewer than the model's layers")
+
+
 def chosen(metric: str, subject: Subject, kind: str, keep: int, tell: Tell) -> list[int]:
     """The layers to remove so that `keep` are left. Raises RequestError for an unknown metric or too many."""
     if metric not in METRICS:
         raise not_known("--by", metric, METRICS, "metric")
-    if not 1 <= keep < subject.depth:
-        raise RequestError(f"--keep: {keep}; allowed: 1 to {subject.depth - 1}, fewer than the model's layers")
+    refuse_keep(keep, subject.depth)
     return METRICS[metric](subject, kind, subject.depth - keep, tell)
 
 

@@ -88,7 +88,9 @@ def angles(states: Tensor) -> Tensor:
     """(L, B, T, D) states -> (L, L, B, T) angular distance of each pair at each position, in units of pi."""
     unit = torch.nn.functional.normalize(states.double(), dim=-1).permute(1, 2, 0, 3)  # (B, T, L, D)
     cosines = unit @ unit.transpose(-1, -2)  # (B, T, L, L)
-    return (torch.arccos(cosines.clamp(-1, 1)) / math.pi).permute(2, 3, 0, 1)
+    found = (torch.arccos(cosines.clamp(-1, 1)) / math.pi).permute(2, 3, 0, 1)
+    found[range(len(states)), range(len(states))] = 0.0  # exactly
+    return found
 
 
 def by_size(distance: Sequence[Sequence[float]]) -> list[list[float]]:

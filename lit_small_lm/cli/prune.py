@@ -96,14 +96,14 @@ def _quiet(done: int, of: int) -> None:
 
 def _shallow(model: Any, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The model without the layers asked for, and what that costs."""
-    from lit_small_lm.analysis.pruning import chosen, parsed, without_layers
+    from lit_small_lm.analysis.pruning import chosen, parsed, refuse_keep, without_layers
     from lit_small_lm.analysis.subject import Variant
 
     depth, kind = len(model.model.net.layers), model.model.objective.kind
     if args.layers is not None:
         layers = parsed(args.layers, depth)
-    elif not 1 <= args.keep < depth:
-        raise RequestError(f"--keep: {args.keep}; allowed: 1 to {depth - 1}, fewer than the model's layers")
+    else:
+        refuse_keep(args.keep, depth)
     try:
         subject, text = model.subject(args)
     except (RequestError, RunError) as error:

@@ -7,7 +7,7 @@ from lit_small_lm.analysis.pruning import METRICS, by_angular, chosen, content, 
 from lit_small_lm.analysis.removal import greedily_removed, removed
 from lit_small_lm.analysis.states import angular, profiled
 from lit_small_lm.analysis.surgery import running
-from lit_small_lm.backbone import Backbone, BackboneSpec, Kept, LayerSpec
+from lit_small_lm.backbone import Backbone, BackboneSpec, Kept, LayerSpec, size_of
 from lit_small_lm.checkpoint import LanguageModel
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError, RunError
@@ -21,6 +21,8 @@ from lit_small_lm.nn.mix_norm import MixNorm
 from lit_small_lm.nn.prores import ProRes
 from lit_small_lm.nn.residual import LayerNormScaling
 from lit_small_lm.objectives.next_token import NextToken
+from lit_small_lm.planning.counts import size
+from lit_small_lm.planning.outline import Outline
 
 IDS = torch.randint(3, 32, (2, 9), generator=torch.Generator().manual_seed(2))
 WINDOW = LayerSpec(mixer=Attention(window=3))
@@ -181,3 +183,15 @@ def test_a_layer_that_does_nothing_goes_first(make_subject, still, tell):
 def test_numbers_that_cannot_be_kept(make_subject, tell, keep):
     with pytest.raises(RequestError, match=f"--keep: {keep}; allowed: 1 to 3"):
         chosen("removal", make_subject(), "causal", keep, tell)
+
+
+def test_of_one_layer_none_can_go(make_subject, tell):
+    with pytest.raises(RequestError, match="--keep: 1; the model has one layer"):
+        chosen("removal", make_subject(layers=1), "causal", 1, tell)
+
+
+@pytest.mark.parametrize("name", ["values", "first", "deep"])
+def test_pruned_networks_are_counted_without_being_built(make_model, name):
+    net = without_layers(make_model(FAMILIES[name]), (0, 1)).net
+    assert size(Outline(net.spec, net.dims, 32)) == size_of(net.spec, net.dims, 32)
+    assert size_of(net.spec, net.dims, 32).total == sum(parameter.numel() for parameter in net.parameters())

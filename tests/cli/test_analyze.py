@@ -163,3 +163,17 @@ def test_a_failure_on_the_way_leaves_nothing(run, capsys, monkeypatch):
     before = snapshot()
     assert main(["analyze", "run", *QUICK, "--out", "page"]) == 1
     assert snapshot() == before
+
+
+@pytest.mark.slow
+def test_a_diffusion_model(fit, capsys):
+    """Bounds with their draws; masked positions apart from the others."""
+    assert fit("--model", "DiffusionLM", "--model.shape.n_layers", "2", "--run_dir", "run").status == 0
+    capsys.readouterr()
+    assert main(["analyze", "run", *QUICK, "--draws", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["data"]["draws"] == 3 and "upper bound" in found["bound"]
+    assert list(found["results"]["angular"]) == ["mean", "scored", "not scored"]
+    assert main(["prune", "run", "--layers", "0", "--out", "small", "--rows", "4"]) == 0
+    assert main(["analyze", "small", *QUICK, "--draws", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["model"]["places"] == [1]
