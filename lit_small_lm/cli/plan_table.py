@@ -111,7 +111,8 @@ def _inference(plan: Plan) -> Iterator[str]:
     yield str(plan.methods["inference"])
     kept = plan.cache
     if kept is None:
-        yield "no cache: a text is filled in at its full length, over and over"
+        canvas = size(plan.canvas_bytes or 0)
+        yield f"no cache: each pass over a text of {plan.flops.positions:,} positions needs {canvas} beside the weights"
         return
     constant = f" + {size(kept.constant_bytes)} whatever the length" if kept.constant_bytes else ""
     yield (

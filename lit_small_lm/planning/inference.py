@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.planning.counts import Parameters
 from lit_small_lm.planning.flops import Watched
+from lit_small_lm.planning.ledger import Ledger
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.roles import Linear
 
@@ -135,3 +137,16 @@ class _Seen(Cache):
     def left(self, address, h: Tensor, count: int) -> Tensor:
         self.constant += h.shape[0] * h.shape[2] * count
         return super().left(address, h, count)
+
+
+def canvas(outline: Outline, positions: int) -> int:
+    """Bytes that a network which looks both ways needs beside its weights to fill in one text of this length, in 16-bit
+    numbers: the most that is alive in a pass, the logits included. Nothing is kept from pass to pass."""
+    net = outline.network([group.index for group in outline.groups]).to(CACHE_DTYPE).eval()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
+        net.to_empty(device="cpu")
+        tokens = torch.zeros(1, positions, dtype=torch.long)
+        ledger.mark()
+        begun = ledger.bytes
+        net(tokens, Context(Visibility.rows(tokens, kind="bidirectional")))
+    return ledger.peak - begun

@@ -26,7 +26,7 @@ from lit_small_lm.planning.devices import (
 from lit_small_lm.planning.disk import Disk, disk
 from lit_small_lm.planning.flops import Flops, flops
 from lit_small_lm.planning.forecast import LossForecast, OptimumForecast, TokensForecast
-from lit_small_lm.planning.inference import CacheMemory, WeightMemory, cache, weights
+from lit_small_lm.planning.inference import CacheMemory, WeightMemory, cache, canvas, weights
 from lit_small_lm.planning.memory import TrainingMemory, training
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.planning.rehearsal import HELD_IN
@@ -187,6 +187,8 @@ class Plan:
     memory: Memory
     cache: CacheMemory | None
     """None for networks that look both ways: they fill in a text of full length and keep nothing of it."""
+    canvas_bytes: int | None
+    """What those need beside their weights for a pass over one text, in 16-bit numbers; None for the others."""
     flops: Flops
     flops_of_run: int | None
     tokens: Tokens
@@ -210,23 +212,26 @@ def plan(subject: Planned, conditions: Conditions) -> Plan:
     operations = flops(outline, counted, workload.seq_len, workload.objective)
     held, notes = _training(subject)
     of_run = None if workload.tokens is None else workload.tokens * operations.training_per_token
-    kept = None if workload.objective.kind == "bidirectional" else cache(outline, workload.seq_len)
+    both_ways = workload.objective.kind == "bidirectional"
+    kept = None if both_ways else cache(outline, workload.seq_len)
     formats = weights(outline, counted)
     time, energy = _time(subject, conditions, operations, of_run, 2 * counted.active_matmul, kept)
     laws = _laws(counted, workload, of_run, conditions.unique_tokens)
     per_parameter = None if workload.tokens is None else workload.tokens / counted.active
+    parts = workload.shards
     return Plan(
         model=_facts(subject, counted),
         parameters=counted,
         memory=Memory(held, formats),
         cache=kept,
+        canvas_bytes=canvas(outline, workload.seq_len) if both_ways else None,
         flops=operations,
         flops_of_run=of_run,
         tokens=Tokens(workload.batch_size * workload.seq_len, workload.steps, workload.tokens, per_parameter),
         laws=laws,
         time=time,
         energy=energy,
-        disk=held and disk(workload, outline.vocab_size, held.weights_bytes, held.optimizer_bytes),
+        disk=held and disk(workload, outline.vocab_size, parts * held.weights_bytes, parts * held.optimizer_bytes),
         evidence=evidence.of(outline.dims),
         methods=METHODS,
         notes=(*subject.notes, *notes, *_notes(subject, held, laws.loss, conditions.device)),

@@ -15,7 +15,7 @@ from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.routers import SoftmaxRouter
 from lit_small_lm.planning.counts import parameters
-from lit_small_lm.planning.inference import Format, cache, weights
+from lit_small_lm.planning.inference import Format, cache, canvas, weights
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.plugin import Dims
 
@@ -127,3 +127,10 @@ def test_it_is_what_the_cache_allocates(spec):
 def test_depth_multiplies():
     shallow, deep = (cache(Outline(BackboneSpec(), dataclasses.replace(DIMS, n_layers=n), 50), 7) for n in (1, 9))
     assert deep.total_bytes == 9 * shallow.total_bytes
+
+
+def test_a_canvas_grows_with_the_text_and_not_with_the_depth():
+    short, long = (canvas(Outline(BackboneSpec(), DIMS, 50), positions) for positions in (64, 128))
+    assert 64 * 50 * 2 < short < long < 4 * short
+    deep = dataclasses.replace(DIMS, n_layers=9)
+    assert canvas(Outline(BackboneSpec(), deep, 50), 64) == short

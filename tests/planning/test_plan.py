@@ -42,8 +42,8 @@ def test_everything_is_plain():
     found = plain(of())
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert set(found) == {
-        "model", "parameters", "memory", "cache", "flops", "flops_of_run", "tokens", "laws", "time", "energy", "disk",
-        "evidence", "methods", "notes",
+        "model", "parameters", "memory", "cache", "canvas_bytes", "flops", "flops_of_run", "tokens", "laws", "time",
+        "energy", "disk", "evidence", "methods", "notes",
     }  # fmt: skip
     assert set(found["memory"]) == {"training", "inference"}
     assert all(statement["text"] for statement in [*found["methods"].values(), *found["evidence"]])
@@ -60,6 +60,12 @@ def test_figures_belong_together():
     assert found.energy.kwh == pytest.approx(found.time.seconds / 3600 * 0.4 * 0.8)
     held = found.memory.training
     assert found.disk.checkpoint_bytes == held.weights_bytes + held.optimizer_bytes
+
+
+def test_checkpoints_are_whole_however_training_is_sharded():
+    sharded = of(processes=4, shards=4, batch_size=16)
+    assert sharded.memory.training.weights_bytes == of().memory.training.weights_bytes // 4
+    assert sharded.disk.checkpoint_bytes == of().disk.checkpoint_bytes
 
 
 def test_several_devices_share_the_time():
@@ -82,7 +88,8 @@ def test_without_a_device_there_is_no_time():
 
 def test_looking_both_ways_keeps_no_cache_and_has_no_law():
     found = of(objective=MaskedDiffusion())
-    assert found.cache is None
+    assert found.cache is None and of().canvas_bytes is None
+    assert found.canvas_bytes > 16 * 300 * 2  # the logits alone
     assert found.laws.loss.band is None and found.laws.loss.statements
 
 
