@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "checkpoint",
     "AutoregressiveLM": "training.lit",
+    "DiffusionLM": "training.diffusion",
     "LanguageModule": "training.lit",
     "BackboneSpec": "backbone",
     "LayerSpec": "backbone",

@@ -28,6 +28,7 @@ from lit_small_lm.discovery import discover, trusted_packages
 from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Optim, Spec
 from lit_small_lm.ranks import number_here
+from lit_small_lm.training import diffusion  # noqa: F401  (--model may name it)
 from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
 from lit_small_lm.training.callbacks.depth import DepthMonitor
 from lit_small_lm.training.callbacks.ema import EMA
@@ -77,6 +78,7 @@ def roots() -> dict[str, Option]:
         "compile": plain(str, "off", {"choices": COMPILE_MODES}),
         "activation_checkpointing": plain(str, "off", {"choices": ACTIVATION_CHECKPOINTING}),
         "max_tokens": plain(int | None, None, {"low": 1, "high": 2**53}),
+        "draws": plain(int, 4, {"low": 1, "high": 2**20}),
         "ema_decay": plain(float | None, None, {"above": 0, "below": 1}),
         "seed_everything": plain(int, 0, {"low": 0, "high": 2**32 - 1}),
     }
@@ -206,6 +208,7 @@ class LitCLI(LightningCLI):
             default=None,
             help="training tokens after which the run ends; instead of trainer.max_steps and trainer.max_epochs",
         )
+        parser.add_argument("--draws", type=int, default=4, help="draws of noise that a held-out bound is the mean of")
         parser.add_argument(
             "--ema_decay",
             type=float | None,
@@ -280,7 +283,7 @@ class LitCLI(LightningCLI):
         run_options.refuse_file(given, self.datamodule.cache)
         self.model.refuse_length(self.datamodule.seq_len)
         self.model.optim, self.model.compile_mode = config.optim, config.compile
-        self.model.activation_checkpointing = config.activation_checkpointing
+        self.model.activation_checkpointing, self.model.draws = config.activation_checkpointing, config.draws
         self.model.seed = self.datamodule.seed = config.seed_everything
         self.model.origin = self.start.record
         self.datamodule.encoder_record, self.datamodule.max_tokens = self.start.encoder, config.max_tokens
@@ -356,19 +359,18 @@ class LitCLI(LightningCLI):
     def _evaluate(self, score: Any, split: str) -> dict[str, Any]:
         checkpoint = str(self.start.checkpoint)
         score(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
-        results = dict(self.model.results)
+        results = self.model.results
         record = {
             "split": split,
             "likelihood": self.model.objective.bound,
             "precision": self.trainer.precision,
             "checkpoint": checkpoint,
             "step": self.start.step,
-            "nats_per_token": results.pop("loss"),
-            "nats_per_token_standard_error": results.pop("loss_standard_error"),
-            **results,
+            **{re.sub("^loss", "nats_per_token", name): value for name, value in results.items()},
         }
         if self.trainer.is_global_zero:
-            report.say(report.score_line(record))
+            for line in report.score_lines(record):
+                report.say(line)
         return {key: None if value != value else value for key, value in record.items()}  # NaN is no JSON
 
 

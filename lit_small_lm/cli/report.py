@@ -1,9 +1,10 @@
 """What the command line prints: before a run what will happen, after it what came of it and what to type next."""
 
+import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from lit_small_lm.cli.stops import twice_as_long
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.planning.counts import size
 from lit_small_lm.planning.outline import Outline
+from lit_small_lm.plugin import Sampler
 from lit_small_lm.ranks import process_number
-from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.shapes import mismatch
 from lit_small_lm.sharding import is_sharded
 from lit_small_lm.training.callbacks.checkpoints import last_stable
@@ -25,6 +26,7 @@ from lit_small_lm.training.callbacks.progress import clock, short
 from lit_small_lm.training.callbacks.wsd import WSDSchedule
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.run_dir import read_metrics
+from lit_small_lm.training.score import named
 
 SAMPLE_TOKENS = 80
 BOUNDS = {"exact": "exact likelihood", "upper": "upper bound of the likelihood's bits"}
@@ -96,7 +98,7 @@ def curve(run_dir: Path, width: int = 70, height: int = 12) -> str:
     from uniplot import plot_to_string
 
     lines, curves = read_metrics(run_dir / "metrics.jsonl"), {}
-    for key in ("train/loss", "val/loss"):
+    for key in ("train/loss", "val/loss", "val/loss_bound"):
         points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), float)]
         if points:
             curves[key] = tuple(zip(*points, strict=True))
@@ -122,31 +124,38 @@ def sample(module: LanguageModule, run_dir: Path, prompt: str = "def ", seed: in
         model = LanguageModel(module.net.eval(), module.objective, module.encoder, {})
     limit = module.net.limit() or len(prompt) + SAMPLE_TOKENS + 1
     count = min(SAMPLE_TOKENS, limit - len(prompt) - 1)
-    return prompt + "".join(model.generate(prompt, max(1, count), Autoregressive(temperature=0.8), seed))
+    return prompt + "".join(model.generate(prompt, max(1, count), cooled(module.objective.sampler()), seed))
+
+
+def cooled(sampler: Sampler, temperature: float = 0.8) -> Sampler:
+    """A sampler at another temperature, if it has one."""
+    known = {field.name for field in dataclasses.fields(sampler)}
+    return dataclasses.replace(sampler, temperature=temperature) if "temperature" in known else sampler
 
 
 def summary(run_dir: Path, bound: str) -> str:
     """The last held-out score of a run and what it took."""
     lines = read_metrics(run_dir / "metrics.jsonl")
-    scores = [line for line in lines if "val/bits_per_byte" in line]
+    rate = f"val/{named('bits_per_byte', bound)}"
+    scores = [line for line in lines if rate in line]
     last = lines[-1] if lines else {"step": 0, "tokens": 0, "seconds": 0.0}
     text = f"{last['step']} steps, {short(last['tokens'])} tokens, {clock(last['seconds'])} of training"
     if not scores:
         return text
     first, end = scores[0], scores[-1]
-    before = f" (step {first['step']}: {first['val/bits_per_byte']:.3f})" if len(scores) > 1 else ""
+    before = f" (step {first['step']}: {first[rate]:.3f})" if len(scores) > 1 else ""
     return (
-        f"{text}; validation {plus_minus(end['val/bits_per_byte'], end['val/bits_per_byte_standard_error'])} bits per "
+        f"{text}; validation {plus_minus(end[rate], end[f'{rate}_standard_error'])} bits per "
         f"byte ({provenance(bound, end['val/documents'])}){before}"
     )
 
 
-def provenance(bound: str, documents: float) -> str:
-    """What a score is, and what its standard error was taken over."""
+def provenance(bound: str, documents: float, draws: str = "") -> str:
+    """What a score is, with how many draws, and what its standard error was taken over."""
     error = (
         f"standard error over {documents:.0f} documents" if documents > 1 else "one document, standard error unknown"
     )
-    return f"{BOUNDS[bound]}; {error}"
+    return f"{BOUNDS[bound]}{draws}; {error}"
 
 
 def plus_minus(value: float | str, error: float | str) -> str:
@@ -174,13 +183,21 @@ def next_commands(run_dir: Path, trainer: Trainer, plugins: Sequence[str]) -> st
     return "\n".join(["next:", *(f"  {what:9} {command}" for what, command in lines)])
 
 
-def score_line(record: dict) -> str:
-    """One line of what `validate` and `test` measured."""
-    rate = plus_minus(record["bits_per_byte"], record["bits_per_byte_standard_error"])
-    loss = plus_minus(record["nats_per_token"], record["nats_per_token_standard_error"])
+def score_lines(record: dict) -> Iterator[str]:
+    """What `validate` and `test` measured; where there is an exact likelihood beside a bound, a line for each."""
+    yield score_line(record, record["likelihood"])
+    if record["likelihood"] == "upper" and "nats_per_token" in record:
+        yield score_line(record, "exact")
+
+
+def score_line(record: dict, bound: str) -> str:
+    """One line of exact figures, or of those of a bound."""
+    rate, loss = (named(figure, bound) for figure in ("bits_per_byte", "nats_per_token"))
+    rate, loss = (plus_minus(record[name], record[f"{name}_standard_error"]) for name in (rate, loss))
+    draws = "" if bound == "exact" else f", {record['draws']:.0f} draws"
     return (
         f"{record['split']}: {rate} bits per byte, {loss} nats per token "
-        f"({provenance(record['likelihood'], record['documents'])}; "
+        f"({provenance(bound, record['documents'], draws)}; "
         f"{record['tokens']:.0f} tokens, {record['bytes']:.0f} bytes; checkpoint of step {record['step']})"
     )
 

@@ -64,6 +64,10 @@ class Denoising(Objective):
         query, _ = self.ask(texts, views, batch.specials)
         return self._averaged(query, texts, len(views), batch.tokens.shape[1] - 1)
 
+    def beside(self) -> Objective | None:
+        """An objective that its networks are trained on as well, and whose likelihood is exact; None: there is none."""
+        return None
+
     def measured(self, batch: Batch, key: tuple[int, int]) -> Estimate:
         """The question whose answers estimate the bound with the least scatter, whatever the training loss is."""
         texts = lay_out(batch)

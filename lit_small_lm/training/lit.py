@@ -6,6 +6,7 @@ fresh start, compilation) is an attribute, set by the command line or by you bef
 
 import abc
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit
 from lit_small_lm.checkpoint import at, make_record, record_of, recorded_dims, weights_of
-from lit_small_lm.context import Context
 from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import fold, seed_all
 from lit_small_lm.objectives.next_token import NextToken
@@ -65,6 +65,8 @@ class LanguageModule(LightningModule, abc.ABC):
         """The optimizer; its base rate is what schedules multiply."""
         self.seed = 0
         """Everything random in training is a function of this and of counters."""
+        self.draws = 4
+        """Draws of noise that a held-out figure is the mean of, where it is an estimate of a bound."""
         self.compile_mode = "off"
         """"off", or a mode of torch.compile: "default", "reduce-overhead", "max-autotune"."""
         self.activation_checkpointing: Literal["off", "layers"] = "off"
@@ -86,7 +88,11 @@ class LanguageModule(LightningModule, abc.ABC):
     def monitored(self, source: Source) -> list[str]:
         """Metrics that a callback may watch in a run on `source`: those of each validation."""
         prefixes = ["val", *(f"val/{part.name}" for part in source.components() if part.name)]
-        return [f"{prefix}/{name}" for prefix in prefixes for name in METRICS]
+        return [f"{prefix}/{name}" for prefix in prefixes for name in self.figures()]
+
+    def figures(self) -> list[str]:
+        """The names of what a validation measures."""
+        return list(METRICS)
 
     def refuse_length(self, seq_len: int) -> None:
         """Raise RequestError for rows that are longer than the family has positions."""
@@ -167,7 +173,7 @@ class LanguageModule(LightningModule, abc.ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query = self.objective.query(batch, (self.seed, self.global_step))
-        ctx = Context(query.visibility, step=torch.tensor(self.global_step))
+        ctx = query.context(torch.tensor(self.global_step))
         nll = self.net(query.tokens, ctx, query.targets, query.scored)
         nats = weighted_sum(nll, query)
         terms = {str(name): weighted_sum(term, query) for name, term in ctx.trace.token_losses.items()}
@@ -212,8 +218,12 @@ class LanguageModule(LightningModule, abc.ABC):
         components = self.trainer.datamodule.documents(split)
         several = components if len(components) > 1 else {}
         count = sum(map(len, components.values()))
-        self.metric = DocumentNLL(count, data_group(self.trainer), several).to(self.device)
+        self.metric = self.meter(count, data_group(self.trainer), several).to(self.device)
         self.byte_lengths = self.encoder.byte_lengths().to(self.device)
+
+    def meter(self, documents: int, processes: Any, components: Mapping[str, range]) -> DocumentNLL:
+        """What adds up the scores of a split; the arguments are those of `DocumentNLL`."""
+        return DocumentNLL(documents, processes, components)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         seed_all(self.seed, "validation", batch_idx, data_rank(self.trainer).rank)
@@ -292,7 +302,7 @@ class AutoregressiveLM(LanguageModule):
 
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         query = self.objective.query(batch, (fold(self.seed, "evaluation"), 0))
-        nll = self.net(query.tokens, Context(query.visibility), query.targets)
+        nll = self.net(query.tokens, query.context(), query.targets)
         self.metric.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
 
 

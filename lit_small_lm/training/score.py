@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ METRICS = (
     "bytes",
 )
 """What `DocumentNLL` measures."""
+
+
+BOUNDED = ("loss", "nats_per_token", "bits_per_byte")
+
+
+def named(figure: str, bound: Literal["exact", "upper"]) -> str:
+    """What a figure is called: that of an upper bound of a likelihood says so, as in `val/loss_bound`."""
+    quantity, error, _ = figure.partition("_standard_error")
+    return f"{quantity}_bound{error}" if bound == "upper" and quantity in BOUNDED else figure
 
 
 def weighted_sum(nll: Tensor, query: Query) -> Tensor:

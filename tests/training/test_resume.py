@@ -53,6 +53,9 @@ CASES = {
          "--model.backbone.layer.ffn", "MoE", "--model.backbone.layer.ffn.expert", "GatedMLP",
          "--model.backbone.layer.ffn.n_experts", "4", "--model.backbone.layer.ffn.router", "SigmoidRouter",
          "--model.backbone.layer.ffn.router.top_k", "2", "--model.backbone.layer.ffn.router.bias_rate", "0.1"], 8),
+    "diffusion, by blocks": (
+        ["--model", "DiffusionLM", "--model.objective", "JointDiffusion", "--model.objective.estimator",
+         "complementary", "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "4"], 7),
     "epochs, not steps": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "3", "--data.batch_size", "EPOCH"], 4),
 }  # fmt: skip
 
@@ -86,7 +89,7 @@ def test_resumed_equals_uninterrupted(case, tmp_path, tiny, lines, monkeypatch, 
     assert max(at for at, _ in killed.pairs("train/loss")) <= step
     assert main(["fit", "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
     whole, resumed = lines(tmp_path / "whole"), lines(tmp_path / "killed")
-    for key in ("train/loss", "train/grad_norm", "train/lr", "val/loss", "tokens"):
+    for key in ("train/loss", "train/grad_norm", "train/lr", "val/loss", "val/loss_bound", "tokens"):
         assert whole.pairs(key) == resumed.pairs(key), key
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert first.keys() == second.keys()

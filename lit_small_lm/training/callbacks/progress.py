@@ -59,6 +59,8 @@ class RunProgress(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = trainer.callback_metrics.get("val/bits_per_byte")
         self._loss = f"val {float(value):.3f} bits/byte" if value is not None else self._loss
+        bound = trainer.callback_metrics.get("val/bits_per_byte_bound")
+        self._loss = f"val {float(bound):.3f} bits/byte (upper bound)" if bound is not None else self._loss
         if self._enabled and trainer.is_global_zero and trainer.state.fn == "fit" and self._bar is None:
             self._console.print(f"step {trainer.global_step}/{trainer.max_steps}  {self._loss}", highlight=False)
 

@@ -1,0 +1,136 @@
+"""Diffusion language models in training: their loss is an upper bound, and every figure of it says so.
+
+Validation and test take the mean of several draws of the estimator that scatters least (so many masks of each count,
+spread evenly over rows and blocks), the same ones at every validation and whatever the training loss is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_small_lm.backbone import BackboneSpec
+from lit_small_lm.errors import RequestError
+from lit_small_lm.keys import fold
+from lit_small_lm.objectives.denoising import Denoising, Estimate, mask_of
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
+from lit_small_lm.plugin import Batch, Shape
+from lit_small_lm.shapes import FixedShape
+from lit_small_lm.training.lit import LanguageModule, counted
+from lit_small_lm.training.score import METRICS, DocumentNLL, named
+
+
+class DiffusionLM(LanguageModule):
+    """Restores masked tokens; validation and test give an upper bound of the negative log-likelihood.
+
+    Args:
+        backbone: the family: norm scheme, kinds of layers, positions, init.
+        shape: depth and widths.
+        objective: masked diffusion, block diffusion, or block diffusion joined with next-token prediction.
+    """
+
+    objective: Denoising
+
+    def __init__(
+        self,
+        backbone: BackboneSpec = BackboneSpec(),
+        shape: Shape = FixedShape(),
+        objective: Denoising = MaskedDiffusion(),
+    ) -> None:
+        super().__init__(backbone, shape, objective)
+        self.refuse_decoding(objective)
+
+    def refuse_decoding(self, objective: Denoising) -> None:
+        """Raise RequestError if a part cannot honour the visibility that text is drawn under."""
+        for kind in objective.decoding().kinds:
+            self.backbone.refuse_kind(kind)
+
+    def refuse_length(self, seq_len: int) -> None:
+        limit = self.backbone.positions.limit()
+        if limit is not None and seq_len >= limit:
+            raise RequestError(
+                f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions, and {type(self).__name__} "
+                "needs one more than a row has targets"
+            )
+
+    def configure_model(self) -> None:
+        mask_of(self.encoder.specials, type(self.objective).__name__)
+        super().configure_model()
+
+    def figures(self) -> list[str]:
+        own = [named(figure, self.objective.bound) for figure in METRICS]
+        return [*own, *DRAWN, *([] if self.objective.beside() is None else METRICS)]
+
+    def meter(self, documents: int, processes: Any, components: Mapping[str, range]) -> "DrawnNLL":
+        draws = 1 if self.objective.bound == "exact" else self.draws
+        meter = DrawnNLL(documents, processes, components, self.objective.bound, draws)
+        if self.objective.beside() is not None:
+            meter.exact = DocumentNLL(documents, processes, components)
+        return meter
+
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        key = fold(self.seed, "evaluation")
+        estimates = [self.objective.measured(batch, (key, draw)) for draw in range(self.metric.draws)]
+        nats = torch.stack([self.nats_of(estimate) for estimate in estimates])  # (S, B, W)
+        texts = estimates[0].texts
+        self.metric.update(nats, texts.visibility.doc_ids, texts.open, self.byte_lengths[texts.tokens])
+        if self.metric.exact is not None:
+            query, mask = self.objective.beside().query(batch, (key, 0)), mask_of(batch.specials, "model.objective")
+            nll = self.net(query.tokens, replace(query, impossible=(mask,)).context(), query.targets)
+            self.metric.exact.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
+
+    def nats_of(self, estimate: Estimate) -> Tensor:
+        """(B, W) what each token of the texts adds to one estimate of the bound."""
+        query, tokens = estimate.query, estimate.texts.tokens
+        nll = self.net(query.tokens, query.context(), query.targets, query.scored) * query.weights  # (M,) float64
+        return nll.new_zeros(tokens.numel()).index_add(0, estimate.columns, nll).view(tokens.shape)
+
+
+DRAWN = ("draws", "loss_draw_error")
+"""What `DrawnNLL` measures beside a likelihood."""
+
+
+class DrawnNLL(DocumentNLL):
+    """Estimates of a bound of the negative log-likelihood of a split: the mean over draws of noise, by document.
+
+    `loss_draw_error` is the standard error over draws, of these documents; NaN for one draw. The standard errors over
+    documents hold it too.
+
+    Args:
+        documents, processes, components: as for `DocumentNLL`.
+        bound: what the mean over all draws is, "exact" or "upper"; the figures are named after it.
+        draws: S, how many there are.
+    """
+
+    def __init__(
+        self,
+        documents: int,
+        processes: Any,
+        components: Mapping[str, range],
+        bound: Literal["exact", "upper"],
+        draws: int,
+    ) -> None:
+        super().__init__(documents, processes, components)
+        self.bound, self.draws = bound, draws
+        self.exact: DocumentNLL | None = None
+        """Of the exact likelihood that the network has beside the bound."""
+        self.add_state("by_draw", torch.zeros(draws, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, doc_ids: Tensor, counted: Tensor, byte_lengths: Tensor) -> None:
+        """Like `DocumentNLL.update`, with nll (S, B, W)."""
+        super().update(nll.mean(0), doc_ids, counted, byte_lengths)
+        self.by_draw += (nll.double() * counted).sum((1, 2))
+
+    def compute(self) -> dict[str, Tensor]:
+        """As `DocumentNLL.compute` under the names of a bound, the draws, and the exact figures if there are any."""
+        found = {self._named(key): value for key, value in super().compute().items()}
+        rates = self.by_draw / self.tokens.sum()
+        found["draws"] = torch.tensor(self.draws)
+        found["loss_draw_error"] = rates.std() / self.draws**0.5 if self.draws > 1 else rates.new_tensor(torch.nan)
+        return found if self.exact is None else {**found, **self.exact.compute()}
+
+    def _named(self, key: str) -> str:
+        *component, figure = key.rsplit("/", 1)
+        return "/".join([*component, named(figure, self.bound)])
