@@ -25,8 +25,8 @@ class SoftmaxRouter(Router):
     normalise: Literal["all", "chosen"] = "all"
     """What weights sum to one over: all experts (OLMoE), or those chosen for the position (Mixtral)."""
     balance_loss: float = setting(0.01, low=0, unit="nats")
-    """Weight of experts / top_k * sum of (share of positions) * (mean probability), which is 1 where routing is even;
-    0: none."""
+    """Weight of experts / top_k * sum of (share of positions) * (mean probability), which is 1 where routing is even,
+    over the positions of each accumulated batch of each process; 0: none."""
     z_loss: float = setting(0.001, low=0, unit="nats per squared nat")
     """Weight of the mean squared logarithm of the softmax's normaliser; 0: none."""
 
