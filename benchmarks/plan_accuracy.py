@@ -1,11 +1,12 @@
 """What `plan` predicts against what happens: peak memory of training steps on a CPU, and operations of a forward pass.
 
-    python benchmarks/plan_accuracy.py [--quick]    one JSON line, and the same as a table on standard error
+    python benchmarks/plan_accuracy.py [--quick | --others]    one JSON line, and the same as a table on standard error
 
 Memory: every network trains for five steps in a process of its own, through the same Trainer and LightningModule as
 `fit`, with AdamW. Measured is how far the process's resident memory rises, at its highest, above what it was before
-the network was built, after a tiny run has loaded every library. Operations: those that PyTorch's counter sees, with
-attention in plain products.
+the network was built, after a tiny run has loaded every library. `free_share` is what the heap holds free, as a share
+of the tensors that come out of it; `--others` takes other networks, from which `planning.memory.SLACK` was taken.
+Operations: those that PyTorch's counter sees, with attention in plain products.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ from lit_small_lm.nn.routers import SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.planning.counts import parameters
 from lit_small_lm.planning.flops import flops
-from lit_small_lm.planning.memory import training
+from lit_small_lm.planning.memory import SLACK, TrainingMemory, training
 from lit_small_lm.planning.outline import Outline
 from lit_small_lm.planning.workload import Workload
 from lit_small_lm.plugin import Tokenizer, setting
@@ -111,7 +112,9 @@ OTHERS = {
         seq_len=512,
     ),
 }
-"""Other networks, from which `planning.memory.SLACK` was measured."""
+"""Of which `planning.memory.SLACK` is the mean share."""
+SMALL = {"small": Case(shape=FixedShape(dim=128, n_layers=2, n_heads=2), vocab_size=512, seq_len=128)}
+TAKEN = SMALL if QUICK else OTHERS if "--others" in sys.argv else CASES
 TINY = Case(shape=FixedShape(dim=16, n_layers=1, n_heads=2), vocab_size=512, rows=2, seq_len=16)
 
 
@@ -167,21 +170,22 @@ def measure(name: str) -> None:
     quiet()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 2000)
-        train(dataclasses.replace(TINY, precision=CASES[name].precision, backbone=CASES[name].backbone), Path(folder))
+        case = {**SMALL, **CASES, **OTHERS}[name]
+        train(dataclasses.replace(TINY, precision=case.precision, backbone=case.backbone), Path(folder))
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
         before = resident("VmRSS")
-        train(CASES[name], Path(folder))
+        train(case, Path(folder))
     print(resident("VmHWM") - before)
 
 
-def memory_of(name: str) -> tuple[int, int]:
-    """Bytes predicted and measured."""
-    case = CASES[name]
+def memory_of(name: str) -> tuple[TrainingMemory, int]:
+    """What is predicted, and the bytes measured."""
+    case = TAKEN[name]
     workload = Workload(
         optim=AdamW(), seq_len=case.seq_len, batch_size=case.rows, rows=case.rows, precision=case.precision
     )
-    predicted = training(Outline(case.backbone, case.shape.resolve(), case.vocab_size), workload).total_bytes
+    predicted = training(Outline(case.backbone, case.shape.resolve(), case.vocab_size), workload)
     command = [sys.executable, __file__, "--measure", name]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True
@@ -212,18 +216,20 @@ def _plainly(q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, ena
 def main() -> None:
     """Predict and measure every case, and print."""
     table = []
-    for name in list(CASES)[: 1 if QUICK else None]:
+    for name, case in TAKEN.items():
         predicted, measured = memory_of(name)
-        wanted, counted = flops_of(CASES[name])
+        wanted, counted = flops_of(case)
+        alive = predicted.total_bytes - predicted.allocator_bytes
         table.append({
             "case": name,
-            "predicted_mb": round(predicted / 1e6),
+            "predicted_mb": round(predicted.total_bytes / 1e6),
             "measured_mb": round(measured / 1e6),
-            "memory_ratio": round(predicted / measured, 3),
+            "memory_ratio": round(predicted.total_bytes / measured, 3),
+            "free_share": round((measured - alive) / (predicted.allocator_bytes / SLACK), 3),
             "flops_ratio": round(wanted / counted, 6),
         })  # fmt: skip
-        print("{case:24} {predicted_mb:6} {measured_mb:6} {memory_ratio:6} {flops_ratio:9}".format(**table[-1]),
-              file=sys.stderr)  # fmt: skip
+        line = "{case:24} {predicted_mb:6} {measured_mb:6} {memory_ratio:6} {free_share:6} {flops_ratio:9}"
+        print(line.format(**table[-1]), file=sys.stderr)
     record = {"benchmark": "plan_accuracy", "device": "cpu", "torch": torch.__version__, "machine": platform.machine()}
     print(json.dumps({**record, "table": table}))
 
