@@ -37,7 +37,7 @@ PARTS: dict[type[Spec], str] = {BackboneSpec: "--model.backbone", Shape: "--mode
 
 
 @dataclass(frozen=True)
-class Asked:
+class Overrides:
     """What was asked for beside the configuration."""
 
     vocab_size: int | None = None
@@ -46,7 +46,7 @@ class Asked:
     device: Device | None = None
 
 
-def subject_at(place: str | None, argv: Sequence[str], asked: Asked) -> Planned:
+def subject_at(place: str | None, argv: Sequence[str], asked: Overrides) -> Planned:
     """What is planned.
 
     Args:
@@ -110,7 +110,7 @@ def _run_vocabulary(folder: Path) -> tuple[int, str] | None:
 
 # ---------------------------------------------------------------------------------------------------- configurations
 def _of_configuration(
-    source: str, argv: Sequence[str], base: str, asked: Asked, known: tuple[int, str] | None = None
+    source: str, argv: Sequence[str], base: str, asked: Overrides, known: tuple[int, str] | None = None
 ) -> Planned:
     request = check_request(argv, _options(), base=base, beside=OWN)
     cls, parts = _parts(request.tree["model"])
@@ -174,12 +174,12 @@ def _objective(cls: type[LanguageModule], parts: Mapping[str, Any], dims: Dims) 
         return cls(**{**parts, "shape": shallow}).objective
 
 
-def _with_head(backbone: BackboneSpec, asked: Asked) -> BackboneSpec:
+def _with_head(backbone: BackboneSpec, asked: Overrides) -> BackboneSpec:
     return backbone if asked.head is None else replace(backbone, head=asked.head)
 
 
 # ----------------------------------------------------------------------------------------------------- public models
-def _of_public(file: Path, argv: Sequence[str], asked: Asked) -> Planned:
+def _of_public(file: Path, argv: Sequence[str], asked: Overrides) -> Planned:
     config = read_json(file)
     model = model_of(config)
     options = {name: option for name, option in _options().items() if name != "model"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_small_lm.cli.lit import quiet
-from lit_small_lm.cli.plan_subject import Asked, subject_at
+from lit_small_lm.cli.plan_subject import Overrides, subject_at
 from lit_small_lm.cli.plan_table import proposed, table
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError
@@ -51,7 +51,7 @@ def answer(place: str | None, argv: Sequence[str], options: argparse.Namespace) 
         if not asked:
             raise RequestError("CONFIG: missing; give a configuration, a run, or a public model's config.json")
         argv = [*DEFAULT, *argv]
-    subject = subject_at(place, argv, Asked(options.vocab_size, options.head, device))
+    subject = subject_at(place, argv, Overrides(options.vocab_size, options.head, device))
     if options.explain:
         text = explain(subject.outline, subject.workload.objective.kind)
         return Answer(text.splitlines(), {"source": subject.source, "explanation": text})
