@@ -31,6 +31,7 @@ from lit_small_lm.nn.mlp import MLP
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm, PreNorm
+from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.shapes import FixedShape
 
@@ -132,6 +133,7 @@ OTHERS = {
     "scheme": (BackboneSpec(norm=PostNorm()), "PostNorm"),
     "plug-in": (BackboneSpec(norm=LayerScale()), "LayerScale"),
     "scaling": (BackboneSpec(norm=LayerNormScaling(factor_on="branch")), "branch"),
+    "convolutions alone": (BackboneSpec(layer=LayerSpec(mixer=ShortConv())), "no layer is Attention"),
 }
 
 

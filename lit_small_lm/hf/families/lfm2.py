@@ -7,7 +7,7 @@ from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf import entries
 from lit_small_lm.hf.decoder import COMMON, Decoder, part
 from lit_small_lm.hf.names import Entry, Fused, Grouped, Taps
-from lit_small_lm.hf.public import Model
+from lit_small_lm.hf.public import Model, Unfit
 from lit_small_lm.hf.rope import read_rope
 from lit_small_lm.hf.settings import Settings
 from lit_small_lm.nn.attention import Attention
@@ -100,6 +100,8 @@ class LFM2(Decoder):
 
     def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         types = ["conv" if isinstance(kind.mixer, ShortConv) else "full_attention" for kind in kinds]
+        if "full_attention" not in types:  # its cache asks the attention how long the text is
+            raise Unfit(f"{self.architecture}: no layer is Attention")
         kernels = [kind.mixer.kernel for kind in kinds if isinstance(kind.mixer, ShortConv)]
         return {"layer_types": types, "conv_L_cache": kernels[0] if kernels else self.defaults["conv_L_cache"]}
 
