@@ -17,10 +17,12 @@ from torch import Tensor
 from lit_small_lm import __version__
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.batch import Specials
-from lit_small_lm.context import Context, Visibility
+from lit_small_lm.context import Context
 from lit_small_lm.discovery import describe, discover
 from lit_small_lm.errors import RequestError, RunError, shown
-from lit_small_lm.plugin import Dims, Encoder, Objective, Sampler, Shape, Spec, Tokenizer
+from lit_small_lm.generation import Asked, pieces
+from lit_small_lm.plugin import Dims, Encoder, Frame, Objective, Sampler, Shape, Spec, Tokenizer
+from lit_small_lm.samplers.fitting import refuse_unfit
 from lit_small_lm.shapes import fixed
 from lit_small_lm.spec import class_path, final_classes
 
@@ -174,34 +176,35 @@ class LanguageModel:
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> logits (B, T, V); every row is one document, begun by `encoder.specials.start`."""
-        return self.net(tokens, Context(Visibility.rows(tokens, kind=self.objective.kind)))
+        return self.net(tokens, Context(self.objective.view(tokens)))
 
-    def generate(
-        self, prompt: str, max_new_tokens: int, sampler: Sampler | None = None, seed: int = 0
-    ) -> Iterator[str]:
-        """Yield pieces of the continuation of `prompt` as they are drawn; ends at the document's end.
+    def frames(
+        self, prompt: str, max_new_tokens: int, sampler: Sampler | None = None, seed: int = 0, suffix: str = ""
+    ) -> Iterator[Frame]:
+        """States of `prompt` and its continuation, or of what is filled in before `suffix`, one an evaluation.
 
         Raises:
-            RequestError: prompt and new tokens exceed the positions the model has.
+            RequestError: the text exceeds the positions the model has, the sampler does not go with the model's
+                objective, or cannot do what is asked.
         """
-        encoder = self.encoder
-        ids = [encoder.specials.start, *encoder.encode([prompt])[0]]
-        limit = self.net.limit()
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            raise RequestError(
-                f"--max_new_tokens: {len(ids)} prompt tokens + {max_new_tokens}; the model has {limit} positions"
-            )
-        start, done = torch.tensor([ids], device=self.net.embed.weight.device), ""
-        for frame in (sampler or self.objective.sampler()).frames(
-            self.net, start, max_new_tokens, seed, encoder.specials
-        ):
-            new = frame.tokens[0, len(ids) :].tolist()
-            if encoder.specials.end in new:
-                break
-            text = encoder.decode(new)
-            if not text.endswith("\ufffd"):  # an unfinished UTF-8 character waits for its next byte
-                yield text[len(done) :]
-                done = text
+        sampler = sampler or self.objective.sampler()
+        refuse_unfit(sampler, self.objective)
+        asked = Asked.of(self.encoder, prompt, max_new_tokens, suffix, self.net.limit())
+        row = asked.row.to(self.net.embed.weight.device)
+        return sampler.frames(self.net, row, asked.new, seed, self.encoder.specials, self.objective.decoding())
+
+    def generate(
+        self, prompt: str, max_new_tokens: int, sampler: Sampler | None = None, seed: int = 0, suffix: str = ""
+    ) -> Iterator[str]:
+        """Yield pieces of what follows `prompt` as they become final (see `generation`); ends at the document's end.
+
+        With a `suffix` that many places are filled between the two, and the text ends with it.
+
+        Raises:
+            RequestError: as `frames` does.
+        """
+        frames = self.frames(prompt, max_new_tokens, sampler, seed, suffix)
+        return pieces(frames, 1 + len(self.encoder.encode([prompt])[0]), self.encoder)
 
 
 def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cpu") -> LanguageModel:

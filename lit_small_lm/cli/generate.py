@@ -4,34 +4,42 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.words import has_value
 from lit_small_lm.errors import RequestError
+
+if TYPE_CHECKING:
+    from lit_small_lm.checkpoint import LanguageModel
+    from lit_small_lm.plugin import Frame, Sampler
+
+TEMPERATURE = 0.8
+"""Of a sampler that has one, where none is asked for."""
+SHORT = ("temperature", "top_k", "top_p")
+"""Options of many samplers that need no `sampler.` before them."""
 
 
 def run(command: str, argv: list[str]) -> int:
-    """Generate as asked; prints the text as it is drawn, or one JSON object with `--json`."""
+    """Generate as asked; prints the text as it becomes final, or one JSON object with `--json`."""
+    argv, of_sampler = split(argv)
     args = parser(command).parse_args(argv)
     _check(args)
     from lit_small_lm.checkpoint import load
-    from lit_small_lm.samplers.autoregressive import Autoregressive
+    from lit_small_lm.cli.watching import shown_as
 
     model = load(args.path, args.plugins)
-    sampler = Autoregressive(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
-    started, pieces = time.perf_counter(), []
-    if not args.json:
-        print(args.prompt, end="", flush=True)
-    for piece in model.generate(args.prompt, args.max_new_tokens, sampler, args.seed):
-        pieces.append(piece)
-        if not args.json:
-            print(piece, end="", flush=True)
-    seconds, text = time.perf_counter() - started, "".join(pieces)
+    if "--sampler.help" in of_sampler:
+        print("\n".join(options_of_sampler(of_sampler, model)))
+        return 0
+    sampler = chosen(of_sampler, {name: getattr(args, name) for name in SHORT}, model)
+    started = time.perf_counter()
+    frames = model.frames(args.prompt, args.max_new_tokens, sampler, args.seed, args.suffix)
+    last = shown_as("json" if args.json else args.watch, frames, args.prompt, model.encoder)
     if args.json:
-        record = {"prompt": args.prompt, "text": text, "seed": args.seed, "step": model.record["step"]}
-        print(json.dumps({**record, "sampler": sampler.to_dict(), "seconds": round(seconds, 3)}))
-    else:
-        print()
+        print(json.dumps(record(args, model, sampler, last, time.perf_counter() - started)))
     return 0
 
 
@@ -40,28 +48,123 @@ def parser(command: str) -> Options:
     parser = Options(prog="lit-small-lm generate", description="Write text with a trained model.")
     parser.add_argument("path", type=Path, metavar="RUN_DIR", help="a run directory, or one checkpoint file")
     parser.add_argument("--prompt", default="", help="what the text begins with; - reads standard input")
+    parser.add_argument("--suffix", default="", help="what it ends with: the tokens between are filled in")
     parser.add_argument("--max_new_tokens", type=int, default=100, help="tokens to draw at most (default 100)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    sampler = "how tokens are drawn (default: as the model's objective says); --sampler.OPTION VALUE sets an option of "
+    parser.add_argument("--sampler", metavar="NAME", help=f"{sampler}it, --sampler.help lists them")
+    parser.add_argument("--temperature", type=float, help=f"0 takes the likeliest token (default {TEMPERATURE})")
     parser.add_argument("--top_k", type=int, help="draw from the k likeliest tokens only")
-    parser.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this mass only")
+    parser.add_argument("--top_p", type=float, help="draw from the likeliest tokens of this mass only")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    watch = "show every state of the text: in place on a terminal, elsewhere a line each"
+    form.add_argument("--watch", action="store_const", const="watch", default="text", help=watch)
     parser.add_plugins()
     return parser
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own words, and those about the sampler with their values."""
+    words, own, of_sampler = list(argv)[::-1], [], []
+    while words:
+        word = words.pop()
+        name, equals, _ = word.partition("=")
+        if name != "--sampler" and not name.startswith("--sampler."):
+            own.append(word)
+            continue
+        of_sampler.append(word)
+        if not equals and name != "--sampler.help" and has_value(words):
+            of_sampler.append(words.pop())
+    return own, of_sampler
+
+
+def chosen(words: Sequence[str], short: dict[str, float | None], model: "LanguageModel") -> "Sampler":
+    """The sampler that was asked for, or the objective's own, with the options given.
+
+    Raises:
+        RequestError: no such sampler or option, a value out of range, or an option given twice.
+    """
+    found, given, more = _sampler(words, model), {word.partition("=")[0] for word in words}, []
+    fields = found.to_dict()["init_args"]
+    for name, value in short.items():
+        option = f"--sampler.{name}"
+        if value is None:
+            continue
+        if option in given:
+            raise RequestError(f"--{name}: {option} was given, too; allowed: one of them")
+        if name not in fields:
+            raise RequestError(f"--{name}: {value}; {type(found).__name__} has no such option")
+        more.append(f"{option}={value}")
+    if short["temperature"] is None and "--sampler.temperature" not in given and "temperature" in fields:
+        more.append(f"--sampler.temperature={TEMPERATURE}")
+    return _sampler([*words, *more], model)
+
+
+def _sampler(words: Sequence[str], model: "LanguageModel") -> "Sampler":
+    from lit_small_lm.cli.request import check_request
+    from lit_small_lm.cli.schema import slot
+    from lit_small_lm.plugin import Sampler
+
+    default = model.objective.sampler()
+    tree = check_request(words, {"sampler": slot(Sampler, default)}).tree
+    return Sampler.from_dict(tree["sampler"]) if tree else default
+
+
+def options_of_sampler(words: Sequence[str], model: "LanguageModel") -> Iterator[str]:
+    """A line for every option of the sampler that was asked for."""
+    from lit_small_lm.cli.describing import descriptions
+    from lit_small_lm.cli.schema import allowed, options_of, plain_data
+
+    sampler = chosen([word for word in words if word != "--sampler.help"], dict.fromkeys(SHORT), model)
+    yield f"{type(sampler).__name__}: {(type(sampler).__doc__ or '').splitlines()[0]}"
+    for name, option in options_of(type(sampler)).items():
+        what = allowed(option) if option.form == "leaf" else f"one of {option.kind.__name__}"
+        default = plain_data(option.default)
+        text = default["class_path"].rpartition(".")[2] if isinstance(default, dict) else json.dumps(default)
+        yield f"  --sampler.{name}  {descriptions(type(sampler)).get(name, '')} ({what}; default {text})"
+
+
+def record(args, model: "LanguageModel", sampler: "Sampler", last: "Frame | None", seconds: float) -> dict:
+    """What `--json` prints: `tokens` are those drawn for the text, its end included, `nfe` network evaluations."""
+    from lit_small_lm.generation import Written, written
+
+    behind = len(model.encoder.encode([args.suffix])[0])
+    given = 1 + len(model.encoder.encode([args.prompt])[0])
+    found = Written("", 0, False) if last is None else written(last, given, model.encoder)
+    tokens, nfe = found.tokens - behind, 0 if last is None else last.nfe
+    return {
+        "prompt": args.prompt,
+        "text": found.text,
+        "seed": args.seed,
+        "step": model.record["step"],
+        "sampler": sampler.to_dict(),
+        "tokens": tokens,
+        "nfe": nfe,
+        "tokens_per_evaluation": round(tokens / nfe, 3) if nfe else 0.0,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _check(args) -> None:
     rules = {
         "max_new_tokens": (args.max_new_tokens >= 1, "at least 1"),
-        "temperature": (args.temperature >= 0 and math.isfinite(args.temperature), "a finite number, at least 0"),
-        "top_k": (args.top_k is None or args.top_k >= 1, "at least 1"),
-        "top_p": (0 < args.top_p <= 1, "above 0, at most 1"),
+        "temperature": (
+            _within(args.temperature, lambda t: t >= 0 and math.isfinite(t)),
+            "a finite number, at least 0",
+        ),
+        "top_k": (_within(args.top_k, lambda k: k >= 1), "at least 1"),
+        "top_p": (_within(args.top_p, lambda p: 0 < p <= 1), "above 0, at most 1"),
     }
     for name, (good, allowed) in rules.items():
         if not good:
             raise RequestError(f"--{name}: {getattr(args, name)}; allowed: {allowed}")
     if args.prompt == "-":
         args.prompt = _standard_input()
+
+
+def _within(value: float | None, holds) -> bool:
+    return value is None or holds(value)
 
 
 def _standard_input() -> str:
