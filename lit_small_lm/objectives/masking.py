@@ -97,11 +97,11 @@ def draw(
     column = torch.arange(units.shape[1], device=units.device)
     noisy = uniform(fold("mask", *key), slots, column)  # (B, W)
     if estimator == "count":
-        return [_counted(texts, units, noisy, _times(key, slots, units))]
+        return [_counted(texts, units, noisy, times(key, slots, units))]
     if estimator == "independent":
         time = uniform(fold("time", *key), slots, units)
     else:
-        time = _times(key, slots, units)
+        time = times(key, slots, units)
     time = time.clamp(min=2.0**-53)
     rate, weight = 1 - noise.alpha(time), noise.weight(time)
     masked = texts.open & (noisy < rate)
@@ -112,7 +112,7 @@ def draw(
     return views
 
 
-def _times(key: tuple[int, int], slots: Tensor, units: Tensor) -> Tensor:
+def times(key: tuple[int, int], slots: Tensor, units: Tensor) -> Tensor:
     """(B, W) in [0, 1): evenly spread over the slots for each unit, and over the units of each row.
 
     Two such sequences, digit by digit in base 2 added without carrying: that moves whole strata and splits none.

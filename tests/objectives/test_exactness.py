@@ -116,7 +116,7 @@ def choose(monkeypatch):
     def fixed(times, draws):
         each, rows = torch.tensor(times, dtype=torch.float64), torch.tensor(draws, dtype=torch.float64)
         rows = torch.nn.functional.pad(rows, (1, 0))  # the start token has a draw, too, which must not count
-        monkeypatch.setattr(masking, "_times", lambda key, slots, units: each.unsqueeze(1).expand(units.shape))
+        monkeypatch.setattr(masking, "times", lambda key, slots, units: each.unsqueeze(1).expand(units.shape))
         monkeypatch.setattr(masking, "uniform", lambda key, slots, column: rows)
 
     return fixed

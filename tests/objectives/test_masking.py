@@ -135,7 +135,7 @@ def test_no_position_has_a_time_of_its_own(estimator):
     times, masked = [], []
     for step in range(steps):
         units = masking.units_of(texts, 3)
-        times.append(masking._times((0, step), texts.slots.unsqueeze(1), units))
+        times.append(masking.times((0, step), texts.slots.unsqueeze(1), units))
         masked.append(masking.draw(texts, (0, step), LinearNoise(), estimator, 3)[0].masked)
     counts = torch.stack(times).mul(8).long()
     for eighth in range(8):

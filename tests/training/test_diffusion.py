@@ -145,3 +145,29 @@ def test_a_mask_that_is_another_token_too_is_refused():
         mask_of(Specials(9, end=3, pad=1, mask=3), "MaskedDiffusion")
     with pytest.raises(RequestError, match="the tokenizer has no mask token; allowed: "):
         mask_of(Specials(9, end=3, pad=1, mask=None), "MaskedDiffusion")
+
+
+# ------------------------------------------------------------------------------------------------------ the mask rates
+SEARCH = "ClippedNoiseSearch"
+
+
+def test_mask_rates_are_looked_for_and_go_with_the_checkpoint(tiny, tmp_path, lines):
+    """A run that is stopped and resumed trains on the rates that the run without a stop trains on."""
+    argv = ["fit", *tiny, *BLOCKS, "--trainer.callbacks", SEARCH, "--trainer.val_check_interval", "2"]
+    argv = [*argv, "--trainer.max_steps", "6", "--checkpoints.every_n_steps", "1"]
+    assert main([*argv, "--run_dir", str(tmp_path / "whole")]) == 0
+    found = load(tmp_path / "whole").objective.noise
+    assert type(found).__name__ == "ClippedNoise" and found.high - found.low >= 0.5 - 1e-9
+    folder = tmp_path / "whole" / "checkpoints"
+    for step in (4, 5, 6):
+        (folder / f"step={step:08d}.ckpt").unlink()
+    before = lines(tmp_path / "whole").pairs("train/loss")
+    assert main(["fit", "--run_dir", str(tmp_path / "whole"), "--resume"]) == 0
+    assert lines(tmp_path / "whole").pairs("train/loss") == before
+    assert load(tmp_path / "whole").objective.noise == found
+
+
+def test_a_search_without_a_schedule_is_refused(tiny, tmp_path, capsys):
+    counting = [*BLOCKS, "--model.objective.estimator", "count"]
+    assert main(["fit", *tiny, *counting, "--trainer.callbacks", SEARCH, "--run_dir", str(tmp_path / "run")]) == 2
+    assert 'estimator is "count", which uses no noise schedule' in capsys.readouterr().err
