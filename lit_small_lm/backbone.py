@@ -152,12 +152,13 @@ class BackboneSpec(Spec):
         return [named[whole[place]] for place in places]
 
     def refuse_kind(self, kind: Kind) -> None:
-        """Raise RequestError if a part in use cannot honour a visibility of this kind."""
-        for layer in self.kinds_of_layers().values():
-            for part in (layer.mixer, *((layer.canon,) if layer.canon_at else ())):
+        """Raise RequestError if a part in use cannot honour a visibility of this kind; its kind of layer is named."""
+        for layer, parts in self.kinds_of_layers().items():
+            for part in (parts.mixer, *((parts.canon,) if parts.canon_at else ())):
                 if kind not in part.kinds:
                     name, honoured = type(part).__name__, ", ".join(part.kinds)
-                    raise RequestError(f"{name} does not go with a {kind} objective; it honours: {honoured}")
+                    where = "backbone.layer" if layer == "layer" else f"backbone.more_layers.{layer}"
+                    raise RequestError(f"{where}: {name} does not go with a {kind} objective; it honours: {honoured}")
 
     def report_concerns(self) -> None:
         """Warn of what norm scheme and init do not go well with; a concern of level "error" is a RequestError."""

@@ -205,7 +205,8 @@ def test_a_kind_that_a_part_does_not_honour_is_refused(monkeypatch, part, spec):
     monkeypatch.setattr(part, "kinds", ("causal",))
     spec.refuse_kind("causal")
     with pytest.raises(
-        RequestError, match=f"{part.__name__} does not go with a bidirectional objective; it honours: causal"
+        RequestError,
+        match=rf"^backbone\.\S+: {part.__name__} does not go with a bidirectional objective; it honours: causal",
     ):
         spec.refuse_kind("bidirectional")
 
