@@ -16,7 +16,7 @@ from lit_small_lm.backbone import Backbone
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.hf.family import ANY_CLASS
 from lit_small_lm.hf.names import to_ours, to_theirs
-from lit_small_lm.hf.public import Model
+from lit_small_lm.hf.public import Model, Unfit
 from lit_small_lm.hf.registry import FAMILIES, STOCK, read_model
 
 parity = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("parity.py"))))
@@ -87,7 +87,11 @@ def test_default_rotary_base(family):
     assert public.max_position_embeddings == ours.max_length
 
 
-@pytest.mark.parametrize("case", parity.all_cases(), ids=lambda case: "-".join(case))
+READ_ALONE = ("lfm2", "convolutions alone, longer kernel")
+"""The public class computes it, but not with the cache that it has by default: no model becomes one."""
+
+
+@pytest.mark.parametrize("case", sorted({*parity.all_cases()} - {READ_ALONE}), ids=lambda case: "-".join(case))
 def test_written_configuration_is_read_as_the_same_model(case):
     family, name = case
     given = parity.cases(family)[name]
@@ -96,6 +100,12 @@ def test_written_configuration_is_read_as_the_same_model(case):
     assert read_model(written) == model
     public = CONFIG_MAPPING[family](**{key: value for key, value in written.items() if key != "model_type"})
     assert public.architectures == [FAMILIES[family].architecture]
+
+
+def test_what_a_public_class_cannot_run_is_not_written():
+    family, name = READ_ALONE
+    with pytest.raises(Unfit, match="Lfm2ForCausalLM: no layer is Attention"):
+        FAMILIES[family].write(read_model(parity.cases(family)[name]))
 
 
 @pytest.mark.parametrize("family", parity.FAMILIES_UNDER_TEST)
