@@ -127,8 +127,9 @@ class Decoder(Family):
         return read_rope(s, self.theta).positions
 
     def mixer(self, s: Settings, dims: Dims) -> Attention:
-        """The attention that all layers share."""
+        """The attention that all layers share; it may have biases where the class has a field that says so."""
         return Attention(
+            shift="bias" if "attention_bias" in self.defaults and s.flag("attention_bias") else "none",
             attention_dropout=s.number("attention_dropout", low=0, below=1),
             scale=read_rope(s, self.theta).scale(dims.head_dim),
         )
@@ -211,7 +212,9 @@ class Decoder(Family):
 
     def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         """The fields of attention."""
-        return {"attention_dropout": part(kinds[0].mixer, Attention, "mixer").attention_dropout}
+        mixer = part(kinds[0].mixer, Attention, "mixer")
+        found = {"attention_bias": mixer.shift == "bias"} if "attention_bias" in self.defaults else {}
+        return {**found, "attention_dropout": mixer.attention_dropout}
 
     def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         """The fields of the dense MLP."""

@@ -1,10 +1,12 @@
 """Mixtures of experts in public files: one file tensor an expert and projection, one router a layer."""
 
+from typing import Any
+
 from lit_small_lm.hf import entries
 from lit_small_lm.hf.decoder import FOREIGN, part
 from lit_small_lm.hf.names import Entry
 from lit_small_lm.hf.public import Unfit
-from lit_small_lm.hf.settings import Settings
+from lit_small_lm.hf.settings import ACTIVATION_NAMES, Settings
 from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.routers import SoftmaxRouter
@@ -36,6 +38,16 @@ def softmax_of(moe: MoE) -> SoftmaxRouter:
     if moe.shared_hidden is not None:
         raise Unfit(f"ffn.shared_hidden {moe.shared_hidden}: a shared expert", FOREIGN)
     return part(moe.router, SoftmaxRouter, "ffn.router")
+
+
+def routing_config(moe: MoE) -> dict[str, Any]:
+    """The fields that the classes have in common."""
+    router = softmax_of(moe)
+    return {
+        "hidden_act": ACTIVATION_NAMES[part(moe.expert, GatedMLP, "ffn.expert").activation],
+        "num_experts_per_tok": router.top_k,
+        "router_aux_loss_coef": router.balance_loss,
+    }
 
 
 def experts(

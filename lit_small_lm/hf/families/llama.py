@@ -7,7 +7,6 @@ from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf.decoder import COMMON, Decoder, part
 from lit_small_lm.hf.public import Model
 from lit_small_lm.hf.settings import Settings
-from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.plugin import Dims
 from lit_small_lm.shapes import FixedShape
@@ -39,15 +38,8 @@ class Llama(Decoder):
             raise s.refused("num_attention_heads", f"a divisor of hidden_size, {shape.dim}")
         return shape
 
-    def mixer(self, s: Settings, dims: Dims) -> Attention:
-        return dataclasses.replace(super().mixer(s, dims), shift="bias" if s.flag("attention_bias") else "none")
-
     def ffn(self, s: Settings, dims: Dims) -> GatedMLP:
         return dataclasses.replace(super().ffn(s, dims), shift="bias" if s.flag("mlp_bias") else "none")
-
-    def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
-        biased = part(kinds[0].mixer, Attention, "mixer").shift == "bias"
-        return {**super().mixer_config(model, kinds), "attention_bias": biased}
 
     def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         biased = part(kinds[0].ffn, GatedMLP, "ffn").shift == "bias"

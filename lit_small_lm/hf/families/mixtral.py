@@ -4,12 +4,11 @@ from typing import Any
 
 from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf.decoder import part
-from lit_small_lm.hf.experts import experts, number_of_experts, softmax_of, softmax_router
+from lit_small_lm.hf.experts import experts, number_of_experts, routing_config, softmax_router
 from lit_small_lm.hf.families.mistral import Mistral
 from lit_small_lm.hf.names import Entry
 from lit_small_lm.hf.public import Model
-from lit_small_lm.hf.settings import ACTIVATION_NAMES, Settings
-from lit_small_lm.nn.mlp import GatedMLP
+from lit_small_lm.hf.settings import Settings
 from lit_small_lm.nn.moe import MoE
 from lit_small_lm.plugin import FFN, Dims
 
@@ -41,11 +40,5 @@ class Mixtral(Mistral):
 
     def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         moe = part(kinds[0].ffn, MoE, "ffn")
-        router = softmax_of(moe)
-        return {
-            "hidden_act": ACTIVATION_NAMES[part(moe.expert, GatedMLP, "ffn.expert").activation],
-            "intermediate_size": moe.expert_hidden or model.shape.resolve().hidden,
-            "num_local_experts": moe.n_experts,
-            "num_experts_per_tok": router.top_k,
-            "router_aux_loss_coef": router.balance_loss,
-        }
+        width = moe.expert_hidden or model.shape.resolve().hidden
+        return {**routing_config(moe), "intermediate_size": width, "num_local_experts": moe.n_experts}

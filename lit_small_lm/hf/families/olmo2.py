@@ -1,11 +1,8 @@
 """OLMo 2 (arXiv 2501.00656): norms after the branches, and RMSNorm over all queries and all keys of a position."""
 
 import dataclasses
-from typing import Any
 
-from lit_small_lm.backbone import LayerSpec
-from lit_small_lm.hf.decoder import COMMON, Decoder, part
-from lit_small_lm.hf.public import Model
+from lit_small_lm.hf.decoder import COMMON, Decoder
 from lit_small_lm.hf.settings import Settings
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.reordered_norm import ReorderedNorm
@@ -35,9 +32,4 @@ class Olmo2(Decoder):
         return ReorderedNorm(norm=norm)
 
     def mixer(self, s: Settings, dims: Dims) -> Attention:
-        shift = "bias" if s.flag("attention_bias") else "none"
-        return dataclasses.replace(super().mixer(s, dims), shift=shift, qk_norm=self.norm(s), qk_norm_over="width")
-
-    def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
-        biased = part(kinds[0].mixer, Attention, "mixer").shift == "bias"
-        return {**super().mixer_config(model, kinds), "attention_bias": biased}
+        return dataclasses.replace(super().mixer(s, dims), qk_norm=self.norm(s), qk_norm_over="width")

@@ -5,12 +5,11 @@ from typing import Any
 
 from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf.decoder import COMMON, Decoder, part
-from lit_small_lm.hf.experts import ROUTING, experts, number_of_experts, softmax_of, softmax_router
+from lit_small_lm.hf.experts import ROUTING, experts, number_of_experts, routing_config, softmax_of, softmax_router
 from lit_small_lm.hf.names import Entry
 from lit_small_lm.hf.public import Model
-from lit_small_lm.hf.settings import ACTIVATION_NAMES, Settings
+from lit_small_lm.hf.settings import Settings
 from lit_small_lm.nn.attention import Attention
-from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.nn.moe import MoE
 from lit_small_lm.plugin import FFN, Dims
 from lit_small_lm.shapes import FixedShape
@@ -45,8 +44,7 @@ class OLMoE(Decoder):
         return shape
 
     def mixer(self, s: Settings, dims: Dims) -> Attention:
-        shift = "bias" if s.flag("attention_bias") else "none"
-        return dataclasses.replace(super().mixer(s, dims), shift=shift, qk_norm=self.norm(s), qk_norm_over="width")
+        return dataclasses.replace(super().mixer(s, dims), qk_norm=self.norm(s), qk_norm_over="width")
 
     def ffn(self, s: Settings, dims: Dims) -> FFN:
         count = number_of_experts(s, "num_experts")
@@ -55,18 +53,11 @@ class OLMoE(Decoder):
     def ffn_names(self, ours: str, theirs: str, ffn: FFN, dims: Dims) -> list[Entry]:
         return experts(f"{ours}.ffn", f"{theirs}.mlp", part(ffn, MoE, "ffn"), dims)
 
-    def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
-        biased = part(kinds[0].mixer, Attention, "mixer").shift == "bias"
-        return {**super().mixer_config(model, kinds), "attention_bias": biased}
-
     def ffn_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
         moe = part(kinds[0].ffn, MoE, "ffn")
-        router = softmax_of(moe)
         return {
-            "hidden_act": ACTIVATION_NAMES[part(moe.expert, GatedMLP, "ffn.expert").activation],
+            **routing_config(moe),
             "intermediate_size": moe.expert_hidden or model.shape.resolve().hidden,
             "num_experts": moe.n_experts,
-            "num_experts_per_tok": router.top_k,
-            "norm_topk_prob": router.normalise == "chosen",
-            "router_aux_loss_coef": router.balance_loss,
+            "norm_topk_prob": softmax_of(moe).normalise == "chosen",
         }

@@ -1,12 +1,8 @@
 """Qwen 3 (arXiv 2505.09388): RMSNorm on each head's queries and keys instead of Qwen 2's biases."""
 
 import dataclasses
-from typing import Any
 
-from lit_small_lm.backbone import LayerSpec
-from lit_small_lm.hf.decoder import part
 from lit_small_lm.hf.families.qwen2 import Qwen2
-from lit_small_lm.hf.public import Model
 from lit_small_lm.hf.settings import Settings
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.plugin import Dims
@@ -20,9 +16,5 @@ class Qwen3(Qwen2):
     defaults = {**Qwen2.defaults, "head_dim": 128, "attention_bias": False}
 
     def mixer(self, s: Settings, dims: Dims) -> Attention:
-        shift = "bias" if s.flag("attention_bias") else "none"
-        return dataclasses.replace(super().mixer(s, dims), shift=shift, qk_norm=self.norm(s))
-
-    def mixer_config(self, model: Model, kinds: list[LayerSpec]) -> dict[str, Any]:
-        biased = part(kinds[0].mixer, Attention, "mixer").shift == "bias"
-        return {**super().mixer_config(model, kinds), "attention_bias": biased}
+        plain = super(Qwen2, self).mixer(s, dims)  # without the biases of Qwen 2
+        return dataclasses.replace(plain, qk_norm=self.norm(s))

@@ -6,10 +6,10 @@ from typing import Any
 from lit_small_lm.backbone import LayerSpec
 from lit_small_lm.hf import entries
 from lit_small_lm.hf.decoder import COMMON, FOREIGN, Decoder, part
-from lit_small_lm.hf.experts import ROUTING, experts, number_of_experts, softmax_of, softmax_router
+from lit_small_lm.hf.experts import ROUTING, experts, number_of_experts, routing_config, softmax_of, softmax_router
 from lit_small_lm.hf.names import Entry
 from lit_small_lm.hf.public import Model, Unfit
-from lit_small_lm.hf.settings import ACTIVATION_NAMES, Settings
+from lit_small_lm.hf.settings import Settings
 from lit_small_lm.hf.windows import window_in, window_of
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.mlp import GatedMLP
@@ -45,7 +45,6 @@ class Qwen3MoE(Decoder):
     def mixer(self, s: Settings, dims: Dims) -> Attention:
         return dataclasses.replace(
             super().mixer(s, dims),
-            shift="bias" if s.flag("attention_bias") else "none",
             window=window_of(s) if s.flag("use_sliding_window") else None,
             qk_norm=self.norm(s),
         )
@@ -79,7 +78,6 @@ class Qwen3MoE(Decoder):
         window = window_in(kinds, model.bidirectional)
         return {
             **super().mixer_config(model, kinds),
-            "attention_bias": part(kinds[0].mixer, Attention, "mixer").shift == "bias",
             "use_sliding_window": window is not None,
             "sliding_window": window,
         }
@@ -88,13 +86,10 @@ class Qwen3MoE(Decoder):
         moe = next((kind.ffn for kind in kinds if isinstance(kind.ffn, MoE)), None)
         if moe is None:
             raise Unfit(f"ffn {type(kinds[0].ffn).__name__}: no layer is MoE", FOREIGN)
-        router = softmax_of(moe)
         return {
-            "hidden_act": ACTIVATION_NAMES[part(moe.expert, GatedMLP, "ffn.expert").activation],
+            **routing_config(moe),
             "moe_intermediate_size": moe.expert_hidden or model.shape.resolve().hidden,
             "mlp_only_layers": [number for number, kind in enumerate(kinds) if not isinstance(kind.ffn, MoE)],
             "num_experts": moe.n_experts,
-            "num_experts_per_tok": router.top_k,
-            "norm_topk_prob": router.normalise == "chosen",
-            "router_aux_loss_coef": router.balance_loss,
+            "norm_topk_prob": softmax_of(moe).normalise == "chosen",
         }
