@@ -1,11 +1,12 @@
-"""Tokens per processor second of filling masks, against tokens per evaluation and against autoregressive decoding with its cache.
+"""Tokens a second of filling masks, by tokens an evaluation, against autoregressive decoding with its cache.
 
     python benchmarks/sampling.py [--quick]
 
-prints one JSON line for each batch size: tokens per second of processor time, in one thread, of autoregressive decoding, of the whole canvas and of remembered
-blocks of 32, at 1 to 32 tokens an evaluation, on this machine. Weights are random, so this is speed and says nothing of
-text. `break_even` is the number of tokens an evaluation from which filling is the faster one, between measured ones by
-interpolation (the least one measured, where that is faster already); null: none of those measured is.
+prints one JSON line for each batch size: tokens per second of processor time, in one thread, of autoregressive
+decoding, of the whole canvas and of remembered blocks of 32, at 1 to 32 tokens an evaluation, on this machine. Weights
+are random, so this is speed and says nothing of text. `break_even` is the number of tokens an evaluation from which
+filling is the faster one, between measured ones by interpolation (the least one measured, where that is faster
+already); null: none of those measured is.
 """
 
 import json
