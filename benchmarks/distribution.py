@@ -69,7 +69,8 @@ def run(options: list[str], folder: Path) -> dict[str, object]:
         [sys.executable, str(folder / "measured.py"), *command, "--run_dir", str(folder / name)],
         env=environment, check=True, capture_output=True, cwd=folder,
     )  # fmt: skip
-    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in written if "train/loss" in line]  # others hold what layers do
     rates = sorted(line["train/tokens_per_second"] for line in lines[STEPS // 3 :])
     memory = [list(map(int, file.read_text().split())) for file in folder.glob(f"{name}.memory.*")]
     return {
