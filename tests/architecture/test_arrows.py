@@ -4,6 +4,7 @@ import pytest
 
 QUIET = (
     "context", "plugin", "spec", "backbone", "nn", "objectives", "samplers", "checkpoint", "shapes", "discovery", "hf",
+    "planning",
 )  # fmt: skip
 """Rooms that work without Lightning: models load, score and generate with PyTorch alone."""
 SHARED_PARTS = {"lit_small_lm.nn.norms", "lit_small_lm.nn.positions", "lit_small_lm.nn.neighbours"}

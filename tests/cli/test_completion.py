@@ -58,7 +58,7 @@ def bash(scripts, tmp_path):
 
 def test_bash_offers_commands(bash):
     assert bash("") == [*COMMANDS, "--help"]
-    assert bash("pl") == ["plugins"]
+    assert bash("plu") == ["plugins"]
 
 
 def test_bash_offers_the_options_of_the_command(bash):
