@@ -57,6 +57,7 @@ def explain(outline: Outline, kind: Kind = "causal") -> str:
     positions = prime(min(LONGEST, net.limit() or LONGEST), widths)
     rows = prime(LONGEST, {positions, *widths})
     tokens = torch.zeros(rows, positions, dtype=torch.long, device="meta")
+    kind = "block" if kind == "doubled" else kind  # rows are doubled for training alone
     visibility = Visibility.rows(tokens, kind=kind)
     watch = _Watch(Names(rows, positions, widths))
     watch.follow(net, indices)
