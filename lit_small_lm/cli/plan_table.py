@@ -136,8 +136,8 @@ def _format(held: WeightMemory) -> str:
 def _compute(plan: Plan) -> Iterator[str]:
     found = plan.flops
     yield (
-        f"{short(found.forward_per_token)}FLOPs a token forward at {found.positions:,} positions, "
-        f"{short(found.training_per_token)}FLOPs in training"
+        f"{short(found.forward_per_token, 'FLOPs')} a token forward at {found.positions:,} positions, "
+        f"{short(found.training_per_token, 'FLOPs')} in training"
     )
     yield (
         f"  of forward: matrices {short(found.matmul_per_token)}, attention {short(found.attention_per_token)}, "
@@ -200,7 +200,7 @@ def _time(plan: Plan) -> Iterator[str]:
         return
     count = f"{time.devices} x " if time.devices > 1 else ""
     yield (
-        f"{count}{time.device}: {short(time.tokens_per_second)}tokens/s at {time.utilisation:.0%} of "
+        f"{count}{time.device}: {short(time.tokens_per_second, 'tokens/s')} at {time.utilisation:.0%} of "
         f"{time.peak_flops_per_second / 1e12:.4g} dense TFLOP/s in {time.arithmetic}"
     )
     if time.seconds is not None:
@@ -208,7 +208,7 @@ def _time(plan: Plan) -> Iterator[str]:
         price = "" if time.cost is None else f", {time.cost:,.2f} at the price given"
         yield f"the run: {clock(time.seconds)}{power}{price}"
     if time.decoding_tokens_per_second_at_most is not None:
-        yield f"decoding: at most {short(time.decoding_tokens_per_second_at_most)}tokens/s of one text, by bandwidth"
+        yield f"decoding: at most {short(time.decoding_tokens_per_second_at_most, 'tokens/s')} of one text, by bandwidth"
     yield from map(str, time.statements)
 
 
@@ -266,15 +266,15 @@ def size(count: float) -> str:
     return f"{count} bytes"
 
 
-def short(count: float) -> str:
-    """`1.23 G`: three digits and a prefix."""
+def short(count: float, unit: str = "") -> str:
+    """`1.23 G`, or `1.23 GFLOPs`: three digits, a prefix, and the unit that it belongs to."""
     for prefix, power in (("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3)):
         if count >= 10**power:
-            return f"{count / 10**power:.3g} {prefix}"
-    return f"{count:.3g} "
+            return f"{count / 10**power:.3g} {prefix}{unit}"
+    return f"{count:.3g} {unit}".rstrip()
 
 
 def _band(band: Band) -> str:
     if band.high < 1000:
         return f"{band.low:.3g} to {band.high:.3g}"
-    return f"{short(band.low).strip()} to {short(band.high).strip()}"
+    return f"{short(band.low)} to {short(band.high)}"
