@@ -207,8 +207,9 @@ def _time(plan: Plan) -> Iterator[str]:
         power = "" if energy.kwh is None else f", {energy.kwh:.3g} kWh at {energy.power_share:.0%} of the board power"
         price = "" if time.cost is None else f", {time.cost:,.2f} at the price given"
         yield f"the run: {clock(time.seconds)}{power}{price}"
-    if time.decoding_tokens_per_second_at_most is not None:
-        yield f"decoding: at most {short(time.decoding_tokens_per_second_at_most, 'tokens/s')} of one text, by bandwidth"
+    limit = time.decoding_tokens_per_second_at_most
+    if limit is not None:
+        yield f"decoding: at most {short(limit, 'tokens/s')} of one text, by bandwidth"
     yield from map(str, time.statements)
 
 
