@@ -41,7 +41,7 @@ METHODS: Mapping[str, Statement] = {
         "a training step of the network itself, with its precision and optimizer, rehearsed without storage: what is "
         "alive at the fullest moment, without the process and its libraries",
         doubt="on a GPU the kernels' workspace and what the allocator holds free come on top; on a CPU the latter is a "
-        "measured share, and bfloat16 products of ever new sizes (a mixture of experts) fill a cache of oneDNN's",
+        "measured share, and a mixture of experts in bfloat16 was seen to grow beyond it, step after step",
     ),
     "inference": Statement(
         "quantised are the matrices of the layers but for routers, with a 16-bit scale a row or group; embedding, "
