@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_small_lm.backbone import Backbone
 from lit_small_lm.checkpoint import FORMAT, LanguageModel
-from lit_small_lm.context import Context, Visibility
+from lit_small_lm.context import Context
 from lit_small_lm.errors import RunError
 from lit_small_lm.hf import writing
 from lit_small_lm.hf.folding import folded
@@ -180,7 +180,7 @@ def verified(
 
 def logits_of(net: Backbone, ids: Tensor, model: LanguageModel) -> Tensor:
     """Logits (B, T, V) of another network than the model's own."""
-    return net(ids, Context(Visibility.rows(ids, kind=model.objective.kind)))
+    return net(ids, Context(model.objective.view(ids)))
 
 
 def _compared(wanted: Tensor, found: Tensor, largest: float | None, who: str) -> float:

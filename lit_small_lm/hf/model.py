@@ -70,7 +70,8 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         discover()
         form = form_of(config.to_dict())
-        self.kind = form.objective.kind
+        asked = form.objective.decoding()
+        self.kind, self.block_size = asked.kinds[0], asked.block_size
         self.net = Backbone(form.model.backbone, form.model.shape.resolve(), form.model.vocab_size)
         self.post_init()
 
@@ -121,7 +122,7 @@ class LitSmallLMForCausalLM(PreTrainedModel, GenerationMixin):
         cache = None if memory is None else memory.cache
         start = 0 if cache is None else cache.length
         self._refuse_longer(start + input_ids.shape[1])
-        ctx = Context(visibility(input_ids, attention_mask, self.kind, start), cache)
+        ctx = Context(visibility(input_ids, attention_mask, self.kind, start, self.block_size), cache)
         if labels is None:
             return CausalLMOutputWithPast(logits=self._last(input_ids, ctx, logits_to_keep), past_key_values=memory)
         logits = self.net(input_ids, ctx)
@@ -162,7 +163,9 @@ def _memory(past: Any, use_cache: bool) -> DecodingMemory | None:
     return DecodingMemory() if use_cache else None
 
 
-def visibility(ids: Tensor, mask: Tensor | None, kind: Kind, start: int = 0) -> Visibility:
+def visibility(
+    ids: Tensor, mask: Tensor | None, kind: Kind, start: int = 0, block_size: int | None = None
+) -> Visibility:
     """Who sees whom among `ids` (B, T) behind `start` cached positions.
 
     Args:
@@ -171,6 +174,7 @@ def visibility(ids: Tensor, mask: Tensor | None, kind: Kind, start: int = 0) -> 
             lies left or right of a text, not inside, where convolutions would take it for a neighbour.
         kind: the objective's.
         start: positions that came before.
+        block_size: the objective's, of kind "block".
 
     Raises:
         RequestError: the mask has another shape, or a gap.
@@ -179,13 +183,13 @@ def visibility(ids: Tensor, mask: Tensor | None, kind: Kind, start: int = 0) -> 
         wanted = (ids.shape[0], start + ids.shape[1])
         raise RequestError(f"attention_mask: shape {tuple(mask.shape)}; allowed: {wanted}, of 1 and 0")
     if mask is None or bool(mask.all()):
-        return Visibility.rows(ids, kind=kind, start=start)
+        return Visibility.rows(ids, kind=kind, start=start, block_size=block_size)
     seen = mask.long()
     begins = seen.diff(dim=1, prepend=torch.zeros_like(seen[:, :1])) > 0  # (B, start + T)
     if bool((begins.sum(1) > 1).any()):
         raise RequestError("attention_mask: 0 between ones; allowed: 0 left or right of a row's text")
     positions = (seen.cumsum(1) - 1).clamp(min=0)  # (B, start + T), from 0 at the first that is seen
-    return Visibility(positions[:, start:], seen[:, start:] - 1, kind)
+    return Visibility(positions[:, start:], seen[:, start:] - 1, kind, block_size)
 
 
 def public_logits(folder: Path, ids: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm, PreNorm
 from lit_small_lm.nn.shortconv import ShortConv
+from lit_small_lm.objectives.block_diffusion import BlockDiffusion
+from lit_small_lm.objectives.joint import JointDiffusion
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.shapes import FixedShape
 
@@ -150,6 +152,19 @@ def test_what_no_class_has_is_named_and_wrapped(name, exported):
     assert {name.removeprefix("net.") for name in tensors} == set(model.net.state_dict())
     network = read_folder(folder).network()
     assert network.spec == backbone
+
+
+@pytest.mark.parametrize("objective", [BlockDiffusion(block_size=3), JointDiffusion()], ids=["blocks", "joint"])
+def test_a_model_of_blocks_is_wrapped_and_sees_them_there(objective, exported):
+    model = dataclasses.replace(model_of(OTHERS["canon"][0]), objective=objective)
+    folder, done = exported(model)
+    assert (done.difference, done.transformers) == (0.0, 0.0)
+    with torch.no_grad():
+        net = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        ids = torch.arange(10).unsqueeze(0)
+        torch.testing.assert_close(net(ids).logits, model.logits(ids), rtol=1e-5, atol=1e-5)
+        padded = net(torch.cat([ids[:, :2], ids], 1), torch.tensor([[0, 0] + [1] * 10])).logits
+        torch.testing.assert_close(padded[:, 2:], model.logits(ids), rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_of_this_machine_is_published(exported, tmp_path):
