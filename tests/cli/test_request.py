@@ -125,7 +125,7 @@ def test_options_are_checked_against_the_class_chosen_before():
 
 def test_the_model_has_to_be_chosen_first():
     assert "choose a LanguageModule first, with --model" in last("--model.shape.dim", "8", *MODEL)
-    assert last() == "--model: not given; allowed: AutoregressiveLM or a YAML file"
+    assert last() == "--model: not given; allowed: AutoregressiveLM, DiffusionLM or a YAML file"
 
 
 # ------------------------------------------------------------------------------------------------------------- values
@@ -285,7 +285,8 @@ def test_later_wins_and_references_are_relative_to_the_naming_file():
     write("c.yaml", "model: {class_path: AutoregressiveLM, init_args: {backbone: families/a.yaml}}\n")
     request = ask("-c", "c.yaml")
     assert at(request, NORM + ".class_path").endswith(".LayerNormScaling")
-    assert at(request, NORM + ".init_args.norm.init_args") == {"eps": 1e-3, "shift": "bias"}
+    norm = at(request, NORM + ".init_args.norm.init_args")
+    assert norm == {"eps": 1e-3, "shift": "bias", "gain": "w", "start": 1.0}
     later = ask("-c", "c.yaml", "--model.backbone.norm.norm.eps", "1e-4", "-c", write("d.yaml", "seed_everything: 3\n"))
     assert at(later, NORM + ".init_args.norm.init_args.eps") == 1e-4
     assert at(later, "seed_everything") == 3
