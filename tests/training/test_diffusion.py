@@ -56,6 +56,7 @@ def test_a_joint_model_has_an_exact_likelihood_beside_the_bound(runs):
     assert {"val/loss", "val/loss_bound"} <= set(next(line for line in lines if "val/loss" in line))
 
 
+@pytest.mark.slow
 def test_the_same_tokens_are_counted_as_by_next_token_prediction(runs, tiny, tmp_path):
     assert main(["fit", *tiny, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "ar")]) == 0
     assert main(["test", "--run_dir", str(tmp_path / "ar")]) == 0
@@ -84,6 +85,7 @@ def test_a_checkpoint_is_loaded_and_decoded_as_it_was_trained(runs, name):
     assert "<|mask|>" not in "".join(pieces[2])
 
 
+@pytest.mark.slow
 def test_accumulated_batches_have_the_noise_of_one_batch(tiny, tmp_path, lines):
     argv = ["fit", *tiny, *BLOCKS, "--model.objective.average", "tokens", "--trainer.max_steps", "3"]
     for name, extra in {"one": [], "two": ["--data.micro_batch_size", "2"]}.items():
@@ -151,6 +153,7 @@ def test_a_mask_that_is_another_token_too_is_refused():
 SEARCH = "ClippedNoiseSearch"
 
 
+@pytest.mark.slow
 def test_mask_rates_are_looked_for_and_go_with_the_checkpoint(tiny, tmp_path, lines):
     """A run that is stopped and resumed trains on the rates that the run without a stop trains on."""
     argv = ["fit", *tiny, *BLOCKS, "--trainer.callbacks", SEARCH, "--trainer.val_check_interval", "2"]

@@ -204,6 +204,19 @@ def test_tensor_parallel_of_plain_ffn_with_biases(runs, lines):
     assert_same_state(tensor, runs.folder / "gpt2")
 
 
+def test_diffusion_has_the_noise_of_one_process(runs, lines):
+    """Rows of unequal numbers of tokens, held-out bounds, and mask rates that are looked for on all processes."""
+    blocks = ["--model", "DiffusionLM", "--model.objective", "BlockDiffusion", "--trainer.val_check_interval", "6"]
+    blocks += ["--trainer.callbacks", "ClippedNoiseSearch", "--data.packing", "best_fit"]
+    assert main(runs.argv("diffusion", *blocks)) == 0
+    both = runs("diffusion_fsdp", runs.argv("diffusion_fsdp", *blocks, *strategy(2)))
+    assert_same_curve(both, runs.folder / "diffusion", lines)
+    found, wanted = lines(both), lines(runs.folder / "diffusion")
+    for key in ("val/loss_bound", "val/bits_per_byte_bound_standard_error", "val/loss_draw_error"):
+        assert len(wanted.pairs(key)) == 4
+        assert found.pairs(key) == [(step, pytest.approx(value, rel=1e-4)) for step, value in wanted.pairs(key)], key
+
+
 def test_torchrun_in_bfloat16(runs, one, lines):
     options = [*strategy(2), "--trainer.precision", "bf16-mixed", "--activation_checkpointing", "layers"]
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
