@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lit_small_lm.context import Kind
-from lit_small_lm.nn.neighbours import NeighbourSum
+from lit_small_lm.context import Kind, Visibility
+from lit_small_lm.nn.neighbours import NeighbourSum, gathered
 from lit_small_lm.nn.norms import RMSNorm
 from lit_small_lm.nn.residual import PrePath
 from lit_small_lm.plugin import (
@@ -222,6 +222,24 @@ class BrokenLooksRight(Canon):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BrokenStaysInItsHalf(Canon):
+    """A convolution whose noisy positions see the noisy ones of the block before."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal", "block", "doubled")
+
+    def build(self, site, width):
+        class InHalves(NeighbourSum):
+            def forward(self, h, ctx):
+                if ctx.visibility.kind != "doubled":
+                    return h + super().forward(h, ctx)
+                view = Visibility.rows(h[..., 0], ctx.visibility.doc_ids, "causal")
+                halves = dataclasses.replace(view, positions=ctx.visibility.positions)
+                return h + gathered(h, self.weight, halves)
+
+        return InHalves(width, 3, site.address)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BrokenShapeNorm(Norm):
     """Changes the shape."""
 
@@ -253,7 +271,7 @@ class BrokenShape(Shape):
         (BrokenCountsRows(), "keeps packed documents apart: causal: document 1 of a packed row against"),
         (BrokenForgets(), "decodes with a cache as without"),
         (BrokenAtRandom(), "answers the same twice"),
-        (BrokenHonoursNothing(), "learns with finite gradients: BrokenHonoursNothing does not go with"),
+        (BrokenHonoursNothing(), "learns with finite gradients: backbone.layer: BrokenHonoursNothing does"),
         (BrokenStopsGradient(), "learns with finite gradients: causal: layers.0.ffn_path.norm.weight gets no gradient"),
         (BrokenRoot(), "learns with finite gradients: causal: the gradient of"),
         (BrokenNarrows(), "learns with finite gradients"),
@@ -263,6 +281,7 @@ class BrokenShape(Shape):
         (BrokenKeepsWeights(), "is rebuilt from the meta device: init_weights() does not draw layers.0."),
         (BrokenNoReset(), "learns with finite gradients: NoResetPath has parameters of its own; it needs a reset"),
         (BrokenLooksRight(), "never sees later tokens"),
+        (BrokenStaysInItsHalf(), "trains blocks as it decodes them: noisy logits, decoded in blocks of 3: off by"),
         (BrokenShapeNorm(), "keeps the shape of its input"),
         (BrokenInit(), "has a rule for every role: the deviation of role head"),
         (BrokenShape(), "resolves to widths that go together"),
