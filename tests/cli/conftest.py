@@ -1,5 +1,6 @@
 """What every command with a fault has to say and leave."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -77,3 +78,15 @@ def write(files: dict[str, str | bytes]) -> None:
 
 def snapshot() -> set[str]:
     return {str(file) for file in Path().rglob("*") if "__pycache__" not in file.parts}
+
+
+@pytest.fixture
+def work_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`work_on(folder)` copies a run into an empty working directory, where it is called "run"."""
+
+    def copy(folder: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(folder, "run")
+        capsys.readouterr()
+
+    return copy

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,9 @@ def trained(tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch, capsys):
+def run(trained, work_on):
     """A copy of it in the working folder, called "run"."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, "run")
-    capsys.readouterr()
+    work_on(trained)
 
 
 def snapshot():

@@ -1,7 +1,6 @@
 """`lit-small-lm prune`: runs with fewer layers or weights, which every other command takes."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,9 @@ def trained(tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch, capsys):
+def run(trained, work_on):
     """A copy of it in the working folder, called "run"."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, "run")
-    capsys.readouterr()
+    work_on(trained)
 
 
 def snapshot():

@@ -6,12 +6,24 @@ from collections import Counter
 
 import torch
 
+from lit_small_lm.backbone import BackboneSpec, LayerSpec
+from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Specials
 
 END, PAD, MASK = 0, 1, 2
 SPECIALS = Specials(vocab_size=6, end=END, pad=PAD, mask=MASK)
 REAL = [0, 3, 4, 5]
 """What may be drawn."""
+FAMILIES = {
+    "canon": BackboneSpec(canon_at="ABCD"),
+    "convolutions": BackboneSpec(
+        layer=LayerSpec(mixer=ShortConv()),
+        more_layers={"local": LayerSpec(mixer=Attention(window=3), canon_at="AC")},
+        pattern=("layer", "local"),
+    ),
+}
+"""Networks with a memory of convolutions beside that of attention."""
 
 
 class Table:

@@ -8,11 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.backbone import Backbone
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError
-from lit_small_lm.nn.attention import Attention
-from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Decoding
 from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.samplers.low_confidence import LowConfidence
@@ -22,14 +20,7 @@ from lit_small_lm.shapes import FixedShape
 oracle = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("oracle.py"))))
 SPECIALS, REAL = oracle.SPECIALS, oracle.REAL
 DIMS = FixedShape(dim=16, n_layers=2, n_heads=2, hidden=24).resolve()
-FAMILIES = {
-    "canon": BackboneSpec(canon_at="ABCD"),
-    "convolutions": BackboneSpec(
-        layer=LayerSpec(mixer=ShortConv()),
-        more_layers={"local": LayerSpec(mixer=Attention(window=3), canon_at="AC")},
-        pattern=("layer", "local"),
-    ),
-}
+FAMILIES = oracle.FAMILIES
 RAGGED = torch.tensor([[1, 1, 1, 0, 4, 5], [1, 0, 3, 4, 5, 3], [0, 4, 4, 4, 3, 5]])
 
 

@@ -8,11 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.backbone import Backbone
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError
-from lit_small_lm.nn.attention import Attention
-from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Decoding
 from lit_small_lm.samplers.ancestral import Ancestral
 from lit_small_lm.samplers.asking import CachedBlocks, PlainBlocks
@@ -30,14 +28,7 @@ from lit_small_lm.shapes import FixedShape
 oracle = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("oracle.py"))))
 SPECIALS, MASK = oracle.SPECIALS._replace(vocab_size=20), oracle.MASK
 DIMS = FixedShape(dim=16, n_layers=3, n_heads=2, hidden=24).resolve()
-FAMILIES = {
-    "canon": BackboneSpec(canon_at="ABCD"),
-    "convolutions": BackboneSpec(
-        layer=LayerSpec(mixer=ShortConv()),
-        more_layers={"local": LayerSpec(mixer=Attention(window=3), canon_at="AC")},
-        pattern=("layer", "local"),
-    ),
-}
+FAMILIES = oracle.FAMILIES
 ONCE = [
     Ancestral(steps=7),
     FirstHitting(),
