@@ -90,9 +90,11 @@ def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file.
 
     Raises:
-        RequestError: the file does not exist.
+        RequestError: the file does not exist, or is a folder.
         RunError: it is damaged, or holds something other than tensors and plain data (refused, nothing runs).
     """
+    if path.is_dir():
+        raise RequestError(f"checkpoint: {shown(str(path))} is a folder; allowed: a file, such as {checkpoint_name(0)}")
     if not path.is_file():
         raise RequestError(f"checkpoint: {shown(str(path))} does not exist")
     try:

@@ -106,3 +106,8 @@ def test_a_later_format_names_both_versions(saved):
         record_of(content)
     with pytest.raises(RequestError, match="no lit_small_lm record"):
         record_of({})
+
+
+def test_a_folder_is_no_checkpoint_file(tmp_path):
+    with pytest.raises(RequestError, match="is a folder; allowed: a file, such as step=00000000.ckpt"):
+        read(tmp_path)
