@@ -78,13 +78,14 @@ class DiffusionLM(LanguageModule):
         self.metric.update(nats, texts.visibility.doc_ids, texts.open, self.byte_lengths[texts.tokens])
         if self.metric.exact is not None:
             query, mask = self.objective.beside().query(batch, (key, 0)), mask_of(batch.specials, "model.objective")
-            nll = self.net(query.tokens, replace(query, impossible=(mask,)).context(), query.targets)
+            nll = self.net(query.tokens, self.context_of(replace(query, impossible=(mask,))), query.targets)
             self.metric.exact.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
 
     def nats_of(self, estimate: Estimate) -> Tensor:
         """(B, W) what each token of the texts adds to one estimate of the bound."""
         query, tokens = estimate.query, estimate.texts.tokens
-        nll = self.net(query.tokens, query.context(), query.targets, query.scored) * query.weights  # (M,) float64
+        ctx = self.context_of(query)
+        nll = self.net(query.tokens, ctx, query.targets, query.scored) * query.weights  # (M,) float64
         return nll.new_zeros(tokens.numel()).index_add(0, estimate.columns, nll).view(tokens.shape)
 
 

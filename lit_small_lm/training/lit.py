@@ -23,7 +23,7 @@ from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.outputs import check_outputs
 from lit_small_lm.planning.counts import size
 from lit_small_lm.planning.outline import Outline
-from lit_small_lm.plugin import Batch, Dims, Encoder, Objective, Optim, Query, Shape, Source, Split
+from lit_small_lm.plugin import Batch, Context, Dims, Encoder, Objective, Optim, Query, Shape, Source, Split
 from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
@@ -237,6 +237,11 @@ class LanguageModule(LightningModule, abc.ABC):
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of a held-out split into `self.metric`."""
 
+    def context_of(self, query: Query) -> Context:
+        """What the network is told while it is scored: within a fit the step it is at, so that what training ramps up
+        is seen as far as it has come; outside it no step, which is the network that every ramp ends with."""
+        return query.context(torch.tensor(self.global_step) if self.trainer.state.fn == "fit" else None)
+
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
 
@@ -302,7 +307,7 @@ class AutoregressiveLM(LanguageModule):
 
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         query = self.objective.query(batch, (fold(self.seed, "evaluation"), 0))
-        nll = self.net(query.tokens, query.context(), query.targets)
+        nll = self.net(query.tokens, self.context_of(query), query.targets)
         self.metric.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
 
 
