@@ -36,13 +36,13 @@ DIGITS = 26
 """Binary digits of a stratified draw that are chosen one by one; the rest is drawn at once."""
 
 
-def uniform(key: int, *counters: torch.Tensor) -> torch.Tensor:
+def uniform(key: int | torch.Tensor, *counters: torch.Tensor) -> torch.Tensor:
     """Uniform draws in [0, 1) in float64, each a function of `key` and of its counters alone.
 
     The counters are whole numbers and broadcast; every device gives the same draws (SplitMix64, Steele et al. 2014, as
     a hash of one counter after the other).
     """
-    state = torch.tensor(key)
+    state = torch.as_tensor(key)
     for counter in counters:
         state = _mixed(state.to(counter.device) ^ _mixed(counter + GOLDEN))
     return _shifted(_mixed(state + GOLDEN), 11).double() * 2.0**-53

@@ -31,7 +31,7 @@ from lit_small_lm.errors import RequestError
 from lit_small_lm.roles import Embedding, Linear  # noqa: F401  (offered here to authors of plug-ins)
 from lit_small_lm.spec import PLUGIN_API, Spec, find, kinds, known, setting  # noqa: F401
 
-EVERY_KIND: tuple[Kind, ...] = ("causal", "bidirectional", "block", "doubled")
+EVERY_KIND: tuple[Kind, ...] = ("causal", "annealed", "bidirectional", "block", "doubled")
 """What a part declares that takes masks and neighbours from the Visibility and so honours whatever it says."""
 Split = Literal["train", "validation", "test"]
 
@@ -245,6 +245,10 @@ class Init(Spec):
         """A factor on the learning rate of weights of this role."""
         return 1.0
 
+    def eps_scale(self, role: str, dims: Dims) -> float:
+        """A factor on what Adam adds to the root of the second moment of weights of this role."""
+        return 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mixer(Spec):
@@ -377,6 +381,7 @@ class Parameter(NamedTuple):
     decay: float
     """A factor on weight decay; 0: none."""
     lr_scale: float
+    eps_scale: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Who may look at whom: the only place that knows which positions see which.
 
 Attention masks and convolution taps both come from a `Visibility`, so that a convolution can never see what attention
-may not. Under block diffusion (BD3-LM, arXiv 2503.09573) one forward pass trains every block: the row stands there
-twice, noisy and clean. A noisy block sees itself and the clean blocks before it, which is what it sees while decoding;
-the trick is that the left neighbours of a block's first noisy tokens are clean ones, too.
+may not. While an autoregressive network is made to look both ways (DiffuLLaMA, arXiv 2410.17891), later positions are
+seen by chance. Under block diffusion (BD3-LM, arXiv 2503.09573) one forward pass trains every block: the row stands
+there twice, noisy and clean. A noisy block sees itself and the clean blocks before it, which is what it sees while
+decoding; the trick is that the left neighbours of a block's first noisy tokens are clean ones, too.
 
 Shape legend: see `context`.
 """
@@ -14,7 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Kind = Literal["causal", "bidirectional", "block", "doubled"]
+from lit_small_lm.keys import uniform
+
+Kind = Literal["causal", "annealed", "bidirectional", "block", "doubled"]
 
 
 class Place(NamedTuple):
@@ -39,8 +42,9 @@ class Visibility:
     """(B, T) document of each position, an id of its own for every document of a row; None: every row is one document
     (the fast paths need no mask)."""
     kind: Kind = "causal"
-    """"causal": a position sees itself and what came before; "bidirectional": its whole document; "block": its whole
-    block and every block before it; "doubled": T/2 noisy positions and the same positions clean behind them, where a
+    """"causal": a position sees itself and what came before; "bidirectional": its whole document; "annealed": what came
+    before, and each later position of its document by chance (see `annealed`); "block": its whole block and every block
+    before it; "doubled": T/2 noisy positions and the same positions clean behind them, where a
     noisy one sees its own noisy block and the clean blocks before it, and a clean one sees clean ones only."""
     block_size: int | None = None
     """Positions of a block, counted from each document's beginning, so that no block lies in two documents; None: a
@@ -49,6 +53,10 @@ class Visibility:
     """How clean positions of a doubled row see each other: as in kind "block", or causally."""
     finished: int = 0
     """Leading positions of rows of kind "block" that see causally, as clean positions of a doubled row may have."""
+    ahead: Tensor | None = None
+    """Of kind "annealed": the chance of each later position to be seen, a 0-d tensor; None: none is."""
+    key: Tensor | None = None
+    """Of kind "annealed": what the chance is drawn with, a 0-d tensor."""
 
     @classmethod
     def rows(
@@ -77,6 +85,15 @@ class Visibility:
         """The visibility of [noisy ; clean], (B, 2T), where both halves are rows like this one."""
         docs = None if self.doc_ids is None else self.doc_ids.repeat(1, 2)
         return Visibility(self.positions.repeat(1, 2), docs, "doubled", block_size, clean)
+
+    def annealed(self, ahead: float, key: int) -> "Visibility":
+        """The same rows seen causally, and beside that each later position of a document with chance `ahead`.
+
+        Whether a position is seen is drawn as a function of `key`, of its document and of both positions, once for all
+        layers; 0 is causal, 1 bidirectional. Both are kept as tensors, so that a compiled network is not compiled anew.
+        """
+        share = torch.tensor(ahead, dtype=torch.float64)
+        return dataclasses.replace(self, kind="annealed", ahead=share, key=torch.tensor(key))
 
     @property
     def place(self) -> Place:
@@ -113,6 +130,8 @@ class Visibility:
             return distance >= 0
         if self.kind == "bidirectional":
             return torch.ones_like(distance, dtype=torch.bool)
+        if self.kind == "annealed":
+            return distance >= 0 if self.ahead is None else (distance >= 0) | self._drawn(q, k)
         ahead = self.block(q.position) - self.block(k.position)
         if q.clean is None:
             return ahead >= 0
@@ -121,6 +140,11 @@ class Visibility:
         by_noisy = torch.where(k.clean, ahead > 0, ahead == 0)
         by_clean = k.clean & (ahead >= 0 if self.clean == "block" else distance >= 0)
         return torch.where(q.clean, by_clean, by_noisy)
+
+    def _drawn(self, q: Place, k: Place) -> Tensor:
+        """Which pairs of positions are seen by chance."""
+        doc = torch.zeros_like(q.position) if q.doc is None else q.doc
+        return uniform(self.key, doc, q.position, k.position) < self.ahead.to(q.position.device)
 
     def dense(self, keys: Place | None = None, window: int | None = None) -> Tensor:
         """The attention mask (B, 1, T, S), True where a query (T) may look at a key (S; `keys` or this row's own)."""

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from lit_small_lm.context import Cache, Context, Place, Visibility
+from lit_small_lm.keys import uniform
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.neighbours import NeighbourSum, gathered
 
 TOKENS = torch.zeros(1, 5, dtype=torch.long)
 DOCS = torch.tensor([[7, 7, 3, 3, 3]])
 CLEAN = ("block", "causal")
-KINDS = ("causal", "bidirectional", "block", "doubled")
+KINDS = ("causal", "annealed", "bidirectional", "block", "doubled")
 
 
 def seen(view, **settings):
@@ -23,6 +24,8 @@ def packed(kind, size=2, clean="block"):
     docs = torch.tensor([[4] * 3 + [2] * 5 + [9] * 2, [1] * 10])
     if kind == "doubled":
         return Visibility.rows(docs, docs).doubled(size, clean)
+    if kind == "annealed":
+        return Visibility.rows(docs, docs).annealed(0.5, 7)
     return Visibility.rows(docs, docs, kind, block_size=size)
 
 
@@ -166,3 +169,42 @@ def test_finished_positions_of_a_row_of_blocks_see_causally():
     keys = Place(torch.arange(7).unsqueeze(0), None)
     later = Visibility(torch.arange(4, 7).unsqueeze(0), None, "block", 2, finished=1)
     assert seen(later, keys=keys) == ["1111100", "1111110", "1111111"]
+
+
+# ------------------------------------------------------------------------------------------------------------- annealed
+def test_annealed_against_a_slow_loop():
+    view = packed("annealed")
+    mask = view.dense()[:, 0]
+    for row in range(2):
+        for q in range(10):
+            for k in range(10):
+                doc, p, r = (
+                    int(part[row, i]) for part, i in ((view.doc_ids, q), (view.positions, q), (view.positions, k))
+                )
+                drawn = uniform(7, *(torch.tensor(number) for number in (doc, p, r))) < 0.5
+                wanted = view.doc_ids[row, k] == doc and (r <= p or bool(drawn))
+                assert mask[row, q, k] == wanted, (row, q, k)
+
+
+@pytest.mark.parametrize("docs", [None, DOCS])
+def test_annealing_begins_causal_and_ends_bidirectional(docs):
+    rows = Visibility.rows(TOKENS, docs)
+    for share, kind in ((0.0, "causal"), (1.0, "bidirectional")):
+        assert seen(rows.annealed(share, 3)) == seen(Visibility.rows(TOKENS, docs, kind))
+    assert seen(Visibility.rows(TOKENS, docs, "annealed")) == seen(rows)
+
+
+def test_half_of_what_lies_ahead_is_half_annealed():
+    """Of pairs off the diagonal a causal mask shows one half, and annealing its share of the other."""
+    time = 300
+    view = Visibility.rows(torch.zeros(1, time)).annealed(0.3, 11)
+    off = ~torch.eye(time, dtype=torch.bool)
+    assert view.dense()[0, 0][off].double().mean().item() == pytest.approx(0.5 + 0.5 * 0.3, abs=0.01)
+
+
+def test_what_lies_ahead_depends_on_key_and_document_alone():
+    docs = torch.tensor([[3, 3, 3, 3, 9, 9]])
+    mask = Visibility.rows(docs, docs).annealed(0.5, 1).dense()[0, 0]
+    other = torch.tensor([[8, 8, 3, 3, 3, 3]])  # the same document elsewhere in another row
+    assert torch.equal(Visibility.rows(other, other).annealed(0.5, 1).dense()[0, 0, 2:, 2:], mask[:4, :4])
+    assert not torch.equal(Visibility.rows(docs, docs).annealed(0.5, 2).dense()[0, 0], mask)

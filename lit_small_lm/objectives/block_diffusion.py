@@ -6,7 +6,7 @@ it. Blocks of one position with everything masked are next-token prediction; one
 diffusion, and then the clean half is left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -36,8 +36,11 @@ class BlockDiffusion(Denoising):
     def parts(self) -> int:
         return self.block_size
 
+    def in_blocks(self, size: int) -> "BlockDiffusion":
+        return replace(self, block_size=size)
+
     def seen(self, texts: Texts, noisy: Tensor) -> tuple[Tensor, Visibility]:
-        if self.block_size >= noisy.shape[1]:
+        if int(texts.visibility.positions.max()) < self.block_size:  # no document has a second block
             docs = texts.visibility.doc_ids
             return noisy, Visibility.rows(noisy, docs, "block", block_size=self.block_size)
         return torch.cat([noisy, texts.tokens], dim=1), texts.visibility.doubled(self.block_size)

@@ -58,6 +58,12 @@ class Denoising(Objective):
     def seen(self, texts: Texts, noisy: Tensor) -> tuple[Tensor, Visibility]:
         """What the network reads of texts and their noisy tokens (B, W), and under which visibility."""
 
+    def in_blocks(self, size: int) -> "Denoising":
+        """The same objective with blocks of another size. Raises RequestError if it has no blocks."""
+        raise RequestError(
+            f"model.objective: {type(self).__name__} has no blocks; allowed: BlockDiffusion or JointDiffusion"
+        )
+
     def query(self, batch: Batch, key: tuple[int, int]) -> Query:
         texts = lay_out(batch)
         views = draw(texts, key, self.noise, self.estimator, self.parts())

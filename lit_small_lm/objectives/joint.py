@@ -33,6 +33,9 @@ class JointDiffusion(Denoising):
     def parts(self) -> int:
         return self.block_size
 
+    def in_blocks(self, size: int) -> "JointDiffusion":
+        return replace(self, block_size=size)
+
     def seen(self, texts: Texts, noisy: Tensor) -> tuple[Tensor, Visibility]:
         return torch.cat([noisy, texts.tokens], dim=1), texts.visibility.doubled(self.block_size, "causal")
 
