@@ -14,12 +14,15 @@ from lit_small_lm import __version__
 from lit_small_lm.__main__ import COMMANDS
 from lit_small_lm.cli.describing import descriptions
 from lit_small_lm.cli.options import Options
-from lit_small_lm.cli.schema import Option, choices_of, names, options_of, refined
+from lit_small_lm.cli.schema import Option, choices_of, names, options_of, refined, slot
 from lit_small_lm.discovery import discover
-from lit_small_lm.spec import known
+from lit_small_lm.plugin import Sampler
+from lit_small_lm.spec import Spec, known
 
 CONFIGURED = ("fit", "validate", "test", "prepare", "plan")
 """Commands that take the options of a configuration."""
+PARTS: dict[str, dict[str, type[Spec]]] = {"generate": {"sampler": Sampler}}
+"""Commands that take the name of a class and its options: by the option that names it, the kind of class."""
 
 
 class Word(NamedTuple):
@@ -53,12 +56,15 @@ def parser(command: str) -> Options:
 
 
 def _own(command: str) -> Iterator[Word]:
-    """The options that a command declares by itself."""
+    """The options that a command declares by itself, and those of the classes it takes."""
+    parts = words_of({name: slot(kind) for name, kind in PARTS.get(command, {}).items()})
+    yield from parts
+    yield from (Word(f"--{name}.help", None, "options of the one named") for name in PARTS.get(command, {}))
     for action in importlib.import_module(COMMANDS[command][0]).parser(command)._actions:
         values = None if action.nargs == 0 else tuple(map(str, action.choices or ()))
         text = "" if action.help in (None, argparse.SUPPRESS) else action.help
         for name in action.option_strings or ([command] if values else []):  # after the command: what it is about
-            if name.startswith("--") or name == command:
+            if (name.startswith("--") or name == command) and name not in {part.name for part in parts}:
                 yield Word(name, values, text)
 
 

@@ -70,6 +70,19 @@ def test_bash_offers_the_options_of_the_command(bash):
     assert "--trainer.callbacks.patience" in bash("fit", "--trainer.callbacks.p")
 
 
+def test_samplers_and_their_options_are_offered(bash, scripts):
+    assert {"Autoregressive", "LowConfidence", "SelfSpeculation"} <= set(bash("generate", "--sampler", ""))
+    assert bash("generate", "--sampler", "Conf") == ["ConfidenceFactor", "ConfidenceThreshold"]
+    assert bash("generate", "--sampler.thr") == ["--sampler.threshold"]
+    assert bash("generate", "--sampler.noise", "Cos") == ["CosineNoise"]
+    assert "entropy" in bash("generate", "--sampler.by", "")
+    assert bash("generate", "--sampler.h") == ["--sampler.help"]
+    assert bash("fit", "--sampler") == []
+    for shell in ("zsh", "fish"):
+        (line,) = [line for line in scripts[shell].read_text().splitlines() if "EntropyBound" in line]
+        assert "Remasking" in line
+
+
 @pytest.mark.parametrize("equals", [[], ["="]])
 def test_bash_offers_names_and_choices(bash, equals):
     assert {"CompletedFFN", "GatedMLP", "MLP"} <= set(bash("fit", "--model.backbone.layer.ffn", *equals, ""))
