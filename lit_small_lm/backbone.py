@@ -280,7 +280,8 @@ class Backbone(nn.Module):
         for prefix, module in self.named_modules():
             for name, tensor in module.named_parameters(prefix, recurse=False):
                 role = parameter_role(module, name, tensor)
-                yield Parameter(name, tensor, role, init.decays(role, dims), init.lr_scale(role, dims))
+                scales = init.decays(role, dims), init.lr_scale(role, dims), init.eps_scale(role, dims)
+                yield Parameter(name, tensor, role, *scales)
 
     def limit(self) -> int | None:
         """The longest document that has positions, or None."""

@@ -173,6 +173,8 @@ def has_a_rule_for_every_role(spec: Init, dims: Dims) -> None:
         std, scale = spec.std(role, dims), spec.lr_scale(role, dims)
         require(math.isfinite(std) and std >= 0, f"the deviation of role {role} is {std}")
         require(math.isfinite(scale) and scale >= 0, f"the learning-rate factor of role {role} is {scale}")
+        small = spec.eps_scale(role, dims)
+        require(math.isfinite(small) and small > 0, f"the factor on eps of role {role} is {small}")
         decay = spec.decays(role, dims)
         require(math.isfinite(decay) and decay >= 0, f"the weight-decay factor of role {role} is {decay}")
 

@@ -2,8 +2,9 @@
 
 With m the width and l the depth relative to the small network's: branches are divided by l^alpha, hidden weights start
 smaller by sqrt(m) and learn slower by m l^(1 - alpha), with a decay larger by m, and the head's input is divided by m.
-The init is one half of it and the norm scheme the other. Adam's `eps`, which the paper divides by m l^alpha for hidden
-weights, is one for all (`optim.eps`); attention keeps 1 / sqrt(head_dim), as head_dim should not grow.
+Gradients shrink by m, those of branches by l^alpha more, and Adam's `eps` shrinks with them. The init is one half of it
+and the norm scheme the other. Attention keeps 1 / sqrt(head_dim), as head_dim should not grow; the final norm is scaled
+like those of branches, whose role it has.
 """
 
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ class CompletePInit(Init):
             return 1.0
         deeper = (dims.n_layers / self.base_layers) ** (self.alpha - 1)
         return deeper if role in NARROW else deeper * self.base_dim / dims.dim
+
+    def eps_scale(self, role: str, dims: Dims) -> float:
+        narrower = self.base_dim / dims.dim
+        return narrower if role in OUTSIDE else narrower * (dims.n_layers / self.base_layers) ** -self.alpha
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,8 +48,8 @@ class Muon(Optim):
                 others.append(parameter)
         parts: list[torch.optim.Optimizer] = []
         if others:
-            groups = groups_by_rule(others, self.lr, self.weight_decay)
-            parts.append(torch.optim.AdamW(groups, betas=(self.beta1, self.beta2), eps=self.eps, fused=fused))
+            groups = groups_by_rule(others, self.lr, self.weight_decay, eps=self.eps)
+            parts.append(torch.optim.AdamW(groups, betas=(self.beta1, self.beta2), fused=fused))
         if matrices:
             groups = groups_by_rule(matrices, self.lr, self.weight_decay)
             settings = {"momentum": self.momentum, "ns_steps": self.ns_steps, "adjust_lr_fn": self.update_size}

@@ -17,16 +17,15 @@ class AdamW(Optim):
     beta2: float = setting(0.95, low=0, below=1)
     """Decay rate of the mean of squared gradients."""
     eps: float = setting(1e-8, above=0)
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment, times what the init says of a role."""
     weight_decay: float = setting(0.1, low=0, unit="per unit of learning rate")
     """Decoupled weight decay."""
 
     def build(self, parameters: Sequence[Parameter], fused: bool) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            groups_by_rule(parameters, self.lr, self.weight_decay),
+            groups_by_rule(parameters, self.lr, self.weight_decay, eps=self.eps),
             lr=self.lr,
             betas=(self.beta1, self.beta2),
-            eps=self.eps,
             fused=fused,
         )
 
@@ -55,11 +54,21 @@ class JointOptimizer(torch.optim.Optimizer):
         return loss
 
 
-def groups_by_rule(parameters: Sequence[Parameter], lr: float, weight_decay: float) -> list[dict[str, object]]:
-    """One group for each (decay, lr_scale) among the parameters, in order of first appearance."""
-    groups: dict[tuple[float, float], dict[str, object]] = {}
-    for name, tensor, _, decay, scale in parameters:
+def groups_by_rule(
+    parameters: Sequence[Parameter], lr: float, weight_decay: float, **adam: float
+) -> list[dict[str, object]]:
+    """One group for each (decay, lr_scale, eps_scale) among the parameters, in order of first appearance.
+
+    Args:
+        parameters: all of them.
+        lr: the base rate.
+        weight_decay: that of a factor of 1.
+        adam: `eps`, where the optimizer has Adam's.
+    """
+    groups: dict[tuple[float, ...], dict[str, object]] = {}
+    for name, tensor, _, decay, scale, eps_scale in parameters:
         settings = {"weight_decay": weight_decay * decay, "lr": lr * scale, "lr_scale": scale}
-        group = groups.setdefault((decay, scale), {"params": [], **settings})
+        settings |= {key: value * eps_scale for key, value in adam.items()}
+        group = groups.setdefault((decay, scale, eps_scale), {"params": [], **settings})
         group["params"].append((name, tensor))
     return list(groups.values())

@@ -32,10 +32,12 @@ def test_the_table(alpha):
         assert init.std(role, wide) == pytest.approx(0.1 / 2)
         assert init.lr_scale(role, wide) == pytest.approx(deeper / 4)
         assert init.decays(role, wide) == pytest.approx(4)
+        assert init.eps_scale(role, wide) == pytest.approx(9**-alpha / 4)
     for role in ("embedding", "positions", "head"):
-        assert (init.std(role, wide), init.lr_scale(role, wide)) == (0.1, 1.0)
+        assert (init.std(role, wide), init.lr_scale(role, wide), init.eps_scale(role, wide)) == (0.1, 1.0, 1 / 4)
     for role in ("norm", "bias", "convolution"):
         assert init.lr_scale(role, wide) == pytest.approx(deeper)
+        assert init.eps_scale(role, wide) == pytest.approx(9**-alpha / 4)
     assert [init.decays(role, wide) for role in ("embedding", "norm", "bias", "head", "convolution")] == [0, 0, 0, 1, 1]
 
 
@@ -56,27 +58,71 @@ def test_branches_and_logits_are_divided():
     torch.testing.assert_close(net.close(x), net.close.norm(x) / 4)
 
 
-def moved(spec, dims, steps=4):
-    """Root mean square of the change of the logits in a few steps of Adam, on one batch of random tokens."""
+SMALL = dims_of(32, 2)
+LARGER = {"wider": dims_of(128, 2), "deeper": dims_of(32, 8), "both": dims_of(128, 8)}
+COMPLETE = BackboneSpec(
+    norm=CompletePNorm(base_dim=32, base_layers=2), init=CompletePInit(base_dim=32, base_layers=2), head="untied"
+)
+TOKENS = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(1))
+
+
+def network(spec, dims):
     torch.manual_seed(0)
-    net = Backbone(spec, dims, 64)
-    optimizer = AdamW(lr=0.01).build(list(net.named_roles()), fused=False)
-    tokens = torch.randint(64, (8, 16), generator=torch.Generator().manual_seed(1))
-    ctx = Context(Visibility.rows(tokens))
-    before = net(tokens, ctx).detach()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        net(tokens, Context(Visibility.rows(tokens)), tokens.roll(-1, 1)).mean().backward()
+    return Backbone(spec, dims, 64)
+
+
+def states(net):
+    """The logits, and the stream after the last layer."""
+    found = []
+    handle = net.layers[-1].register_forward_hook(lambda module, args, x: found.append(x.detach()))
+    logits = net(TOKENS, Context(Visibility.rows(TOKENS))).detach()
+    handle.remove()
+    return logits, *found
+
+
+def backward(net):
+    net.zero_grad()
+    net(TOKENS, Context(Visibility.rows(TOKENS)), TOKENS.roll(-1, 1)).mean().backward()
+
+
+def moved(spec, dims, eps=1e-8, **changes):
+    """Root mean squares of the changes of `states` in four steps of Adam, on one batch of random tokens."""
+    net = network(spec, dims)
+    parameters = [parameter._replace(**changes) for parameter in net.named_roles()]
+    optimizer, before = AdamW(lr=0.01, eps=eps).build(parameters, fused=False), states(net)
+    for _ in range(4):
+        backward(net)
         optimizer.step()
-    return (net(tokens, Context(Visibility.rows(tokens))) - before).square().mean().sqrt().item()
+    return [(new - old).square().mean().sqrt().item() for old, new in zip(before, states(net), strict=True)]
 
 
 def test_a_step_moves_wide_and_deep_networks_as_it_moves_the_small_one():
     """Under the usual parameterisation the same rate moves the logits of the large network several times as far."""
-    small, large = dims_of(32, 2), dims_of(128, 8)
-    scheme = CompletePNorm(base_dim=32, base_layers=2)
-    complete = BackboneSpec(norm=scheme, init=CompletePInit(base_dim=32, base_layers=2), head="untied")
     usual = BackboneSpec(head="untied")
-    ratio, usual_ratio = (moved(spec, large) / moved(spec, small) for spec in (complete, usual))
+    ratio, usual_ratio = (moved(spec, LARGER["both"])[0] / moved(spec, SMALL)[0] for spec in (COMPLETE, usual))
     assert 0.5 < ratio < 2
     assert usual_ratio > 3
+
+
+@pytest.mark.parametrize("size", LARGER)
+def test_eps_shrinks_as_gradients_do(size):
+    """Role by role, to a fifth: gradients of random weights scatter. The final norm is no branch's."""
+    sums = []
+    for dims in (SMALL, LARGER[size]):
+        net, found = network(COMPLETE, dims), {}
+        backward(net)
+        for parameter in (p for p in net.named_roles() if not p.name.startswith("close")):
+            found.setdefault(parameter.role, []).append(parameter.tensor.grad.square().mean().sqrt().item())
+        sums.append({role: sum(sizes) / len(sizes) for role, sizes in found.items()})
+    init = COMPLETE.init
+    wanted = {role: init.eps_scale(role, LARGER[size]) for role in sums[0]}
+    assert {role: sums[1][role] / sums[0][role] for role in wanted} == pytest.approx(wanted, rel=0.2)
+
+
+@pytest.mark.parametrize("size", LARGER)
+def test_an_eps_as_large_as_gradients_changes_nothing_of_that(size):
+    """The coordinate check, where eps counts: with the same one for all sizes, large networks hardly move."""
+    small = moved(COMPLETE, SMALL, eps=0.01)
+    for found, wanted in zip(moved(COMPLETE, LARGER[size], eps=0.01), small, strict=True):
+        assert found == pytest.approx(wanted, rel=0.25)
+    assert moved(COMPLETE, LARGER["both"], eps=0.01, eps_scale=1.0)[1] < 0.6 * small[1]

@@ -8,6 +8,7 @@ from lit_small_lm.nn.norms import LayerNorm
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.residual import PreNorm
 from lit_small_lm.shapes import FixedShape
+from lit_small_lm.training.muon import Muon
 from lit_small_lm.training.optim import AdamW
 
 
@@ -24,9 +25,12 @@ def test_norms_biases_and_embeddings_do_not_decay():
     assert all(group["lr"] == 0.5 and group["lr_scale"] == 1.0 for group in optimizer.param_groups)
 
 
-def test_an_init_may_scale_rate_and_decay_of_a_role():
+def test_an_init_may_scale_rate_decay_and_eps_of_a_role():
     init = CompletePInit(base_dim=8, base_layers=1)
     net = Backbone(BackboneSpec(init=init), FixedShape(dim=32, n_layers=1, n_heads=2).resolve(), 16)
-    optimizer = AdamW(lr=0.5, weight_decay=0.25).build(list(net.named_roles()), fused=False)
-    found = {(group["lr"], group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups}
-    assert found == {(0.5, 0.0, 1.0), (0.125, 1.0, 0.25)}  # embedding and norms; hidden weights, four times as wide
+    for optim in (AdamW(lr=0.5, weight_decay=0.25, eps=0.1), Muon(lr=0.5, weight_decay=0.25, eps=0.1)):
+        optimizer = optim.build(list(net.named_roles()), fused=False)
+        found = {(group["lr"], group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups}
+        assert found == {(0.5, 0.0, 1.0), (0.125, 1.0, 0.25)}  # embedding and norms; hidden weights, four times as wide
+        adams = {group["eps"] for group in optimizer.param_groups if "betas" in group}
+        assert adams == {0.025}  # all of them: gradients of the embedding shrink with the width, too
