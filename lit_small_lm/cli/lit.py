@@ -29,7 +29,7 @@ from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Optim, Spec
 from lit_small_lm.ranks import number_here
 from lit_small_lm.training import diffusion  # noqa: F401  (options may name what it holds)
-from lit_small_lm.training.callbacks import clipped_noise  # noqa: F401
+from lit_small_lm.training.callbacks import annealing, clipped_noise, conversion, mask_noise  # noqa: F401
 from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
 from lit_small_lm.training.callbacks.depth import DepthMonitor
 from lit_small_lm.training.callbacks.ema import EMA

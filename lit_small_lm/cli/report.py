@@ -195,6 +195,8 @@ def score_line(record: dict, bound: str) -> str:
     rate, loss = (named(figure, bound) for figure in ("bits_per_byte", "nats_per_token"))
     rate, loss = (plus_minus(record[name], record[f"{name}_standard_error"]) for name in (rate, loss))
     draws = "" if bound == "exact" else f", {record['draws']:.0f} draws"
+    if draws and "block_size" in record:
+        draws += f", blocks of {record['block_size']:.0f}"
     return (
         f"{record['split']}: {rate} bits per byte, {loss} nats per token "
         f"({provenance(bound, record['documents'], draws)}; "

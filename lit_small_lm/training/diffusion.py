@@ -40,6 +40,9 @@ class DiffusionLM(LanguageModule):
         objective: Denoising = MaskedDiffusion(),
     ) -> None:
         super().__init__(backbone, shape, objective)
+        self.held_out = objective
+        """The objective whose bound validation and test measure: the one asked for, whatever a callback trains on
+        meanwhile, so that figures of all steps are of one kind."""
         self.refuse_decoding(objective)
 
     def refuse_decoding(self, objective: Denoising) -> None:
@@ -60,24 +63,25 @@ class DiffusionLM(LanguageModule):
         super().configure_model()
 
     def figures(self) -> list[str]:
-        own = [named(figure, self.objective.bound) for figure in METRICS]
-        return [*own, *DRAWN, *([] if self.objective.beside() is None else METRICS)]
+        own = [named(figure, self.held_out.bound) for figure in METRICS]
+        blocks = [] if self.held_out.parts() is None else ["block_size"]
+        return [*own, *DRAWN, *blocks, *([] if self.held_out.beside() is None else METRICS)]
 
     def meter(self, documents: int, processes: Any, components: Mapping[str, range]) -> "DrawnNLL":
-        draws = 1 if self.objective.bound == "exact" else self.draws
-        meter = DrawnNLL(documents, processes, components, self.objective.bound, draws)
-        if self.objective.beside() is not None:
+        draws = 1 if self.held_out.bound == "exact" else self.draws
+        meter = DrawnNLL(documents, processes, components, self.held_out.bound, draws, self.held_out.parts())
+        if self.held_out.beside() is not None:
             meter.exact = DocumentNLL(documents, processes, components)
         return meter
 
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         key = fold(self.seed, "evaluation")
-        estimates = [self.objective.measured(batch, (key, draw)) for draw in range(self.metric.draws)]
+        estimates = [self.held_out.measured(batch, (key, draw)) for draw in range(self.metric.draws)]
         nats = torch.stack([self.nats_of(estimate) for estimate in estimates])  # (S, B, W)
         texts = estimates[0].texts
         self.metric.update(nats, texts.visibility.doc_ids, texts.open, self.byte_lengths[texts.tokens])
         if self.metric.exact is not None:
-            query, mask = self.objective.beside().query(batch, (key, 0)), mask_of(batch.specials, "model.objective")
+            query, mask = self.held_out.beside().query(batch, (key, 0)), mask_of(batch.specials, "model.objective")
             nll = self.net(query.tokens, self.context_of(replace(query, impossible=(mask,))), query.targets)
             self.metric.exact.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
 
@@ -103,6 +107,7 @@ class DrawnNLL(DocumentNLL):
         documents, processes, components: as for `DocumentNLL`.
         bound: what the mean over all draws is, "exact" or "upper"; the figures are named after it.
         draws: S, how many there are.
+        block_size: of the diffusion blocks that the bound is about; None: it has none.
     """
 
     def __init__(
@@ -112,9 +117,10 @@ class DrawnNLL(DocumentNLL):
         components: Mapping[str, range],
         bound: Literal["exact", "upper"],
         draws: int,
+        block_size: int | None = None,
     ) -> None:
         super().__init__(documents, processes, components)
-        self.bound, self.draws = bound, draws
+        self.bound, self.draws, self.block_size = bound, draws, block_size
         self.exact: DocumentNLL | None = None
         """Of the exact likelihood that the network has beside the bound."""
         self.add_state("by_draw", torch.zeros(draws, dtype=torch.float64), dist_reduce_fx="sum")
@@ -129,6 +135,8 @@ class DrawnNLL(DocumentNLL):
         found = {self._named(key): value for key, value in super().compute().items()}
         rates = self.by_draw / self.tokens.sum()
         found["draws"] = torch.tensor(self.draws)
+        if self.block_size is not None:
+            found["block_size"] = torch.tensor(self.block_size)
         found["loss_draw_error"] = rates.std() / self.draws**0.5 if self.draws > 1 else rates.new_tensor(torch.nan)
         return found if self.exact is None else {**found, **self.exact.compute()}
 

@@ -82,6 +82,8 @@ class LanguageModule(LightningModule, abc.ABC):
         self.seconds = 0.0
         """Training time so far, earlier sessions included."""
         self.sums = StepSums()
+        self.noted: dict[str, float] = {}
+        """What callbacks want logged of each step beside its loss, as train/NAME."""
         self.grad_norm: Tensor | None = None
         """Norm of the last step's gradient, before clipping."""
 

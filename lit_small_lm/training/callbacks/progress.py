@@ -43,6 +43,11 @@ class RunProgress(ProgressBar):
             self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
             self._bar.start()
 
+    def tell(self, text: str) -> None:
+        """A line of its own between those of progress, from the first process alone."""
+        if self._enabled and self.trainer.is_global_zero:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -31,12 +31,15 @@ class _Step:
     """Other loss terms of this process, summed."""
     scalars: dict[str, Tensor]
     """What the network recorded in this process, averaged over its batches."""
+    noted: dict[str, float]
+    """What callbacks said of the step, the same in every process."""
 
 
 class StepMetrics(Callback):
     """Logs train/loss (nats per token), train/lr, train/grad_norm and train/tokens_per_second for every step.
 
-    Beside them train/NAME of every other loss term (per token) and of every scalar the network recorded.
+    Beside them train/NAME of every other loss term (per token), of every scalar the network recorded, and of what
+    callbacks note.
     """
 
     def __init__(self) -> None:
@@ -63,9 +66,9 @@ class StepMetrics(Callback):
         norm = pl_module.grad_norm if pl_module.grad_norm is not None else nats.new_tensor(float("nan"))
         position = Position(trainer.global_step, pl_module.tokens_seen, pl_module.seconds)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        values, sums = torch.stack([nats, count, norm.double()]), pl_module.sums
+        values, sums, noted = torch.stack([nats, count, norm.double()]), pl_module.sums, pl_module.noted
         scalars = {name: total / sums.batches for name, total in sums.scalars.items()}
-        self._waiting.append(_Step(position, lr, tokens / elapsed, values, dict(sums.terms), scalars))
+        self._waiting.append(_Step(position, lr, tokens / elapsed, values, dict(sums.terms), scalars, dict(noted)))
         self._move(trainer, position)
         due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1
         if due or trainer.global_step >= trainer.max_steps:
@@ -92,6 +95,7 @@ class StepMetrics(Callback):
             self.latest = {
                 **{f"train/{name}": value / count for name, value in terms.items()},
                 **{f"train/{name}": value / trainer.world_size for name, value in scalars.items()},
+                **{f"train/{name}": value for name, value in step.noted.items()},
                 "train/loss": nats / count,
                 "train/lr": step.lr,
                 "train/grad_norm": norm,
