@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_small_lm.analysis.questions import Question
 from lit_small_lm.analysis.subject import Subject, Tell, Variant, columns
-from lit_small_lm.analysis.surgery import boundaries_of, stream
+from lit_small_lm.analysis.surgery import boundaries_of
 from lit_small_lm.keys import generator
 
 BEYOND = 6.0
@@ -43,7 +43,7 @@ def outlying_activations(subject: Subject, tell: Tell) -> dict[str, Any]:
     for number, question in enumerate(subject.questions):
         _, boundaries = boundaries_of(subject.net, question.query)
         for found, boundary in zip(parts, boundaries, strict=True):
-            found.append(_activations(stream(boundary.carry), question))
+            found.append(_activations(boundary.stream, question))
         tell(number + 1, len(subject.questions.items))
     joined = [[torch.cat(values) for values in zip(*found, strict=True)] for found in parts]
     return {

@@ -21,7 +21,7 @@ from lit_small_lm.analysis.surgery import (
     context_from,
     noting,
     running,
-    stream,
+    stream_in,
 )
 from lit_small_lm.context import Context
 from lit_small_lm.errors import RequestError
@@ -69,7 +69,7 @@ def _skipping(subject: Subject, question: Question, layer: int, boundaries: list
 
 
 def _updates(boundaries: list[Boundary]) -> Tensor:
-    return torch.stack([stream(boundary.carry) for boundary in boundaries]).diff(dim=0)  # (layers, B, T, D)
+    return torch.stack([boundary.stream for boundary in boundaries]).diff(dim=0)  # (layers, B, T, D)
 
 
 def _sums(question: Question, values: Tensor, count: int) -> Tensor:
@@ -84,7 +84,7 @@ class Affine(nn.Module):
         self.weight, self.shift = weight, shift
 
     def forward(self, carry: Any, ctx: Context) -> Any:
-        x = stream(carry)
+        x = stream_in(carry, (*ctx.visibility.positions.shape, len(self.weight)))
         return carrying(carry, x @ self.weight.to(x) + self.shift.to(x))
 
 
@@ -123,8 +123,8 @@ def fitted(subject: Subject) -> list[tuple[Tensor, Tensor, float]]:
     squares = torch.zeros(depth, dtype=torch.float64, device=device)
     for question in subject.questions:
         _, boundaries = boundaries_of(subject.net, question.query)
-        states = [_with_one(stream(carry)[question.data].double()) for carry, _ in boundaries]  # (P, D+1)
-        carrying(boundaries[0].carry, states[0])
+        carrying(boundaries[0].carry, boundaries[0].stream)
+        states = [_with_one(boundary.stream[question.data].double()) for boundary in boundaries]  # (P, D+1)
         for layer, (before, after) in enumerate(zip(states, states[1:], strict=False)):
             inner[layer] += before.T @ before
             cross[layer] += before.T @ after[:, :dim]

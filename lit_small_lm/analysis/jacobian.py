@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_small_lm.analysis.questions import Question
 from lit_small_lm.analysis.subject import Measured, Subject, Tell, columns
-from lit_small_lm.analysis.surgery import Boundary, boundaries_of, carrying, context_from, stream
+from lit_small_lm.analysis.surgery import Boundary, boundaries_of, carrying, context_from, stream_in
 from lit_small_lm.keys import generator
 
 
@@ -50,8 +50,8 @@ def jacobians(subject: Subject, probes: int, tell: Tell) -> dict[str, Any]:
 
 def probed(layer: nn.Module, boundary: Boundary, question: Question, key: tuple[int | str, ...]) -> Probe:
     """One random vector through one layer; padding has no part in it."""
-    x = stream(boundary.carry).detach().requires_grad_()
-    out = stream(layer(carrying(boundary.carry, x), context_from(question.query, boundary)))
+    x = boundary.stream.detach().requires_grad_()
+    out = stream_in(layer(carrying(boundary.carry, x), context_from(question.query, boundary)), boundary.shape)
     signs = torch.randint(0, 2, x.shape, generator=generator(*key)).to(x) * 2 - 1
     v = signs * question.data.unsqueeze(-1)
     (pulled,) = torch.autograd.grad(out, x, v)

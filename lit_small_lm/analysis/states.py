@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_small_lm.analysis.questions import Question
 from lit_small_lm.analysis.subject import Subject, Tell, columns
-from lit_small_lm.analysis.surgery import boundaries_of, stream
+from lit_small_lm.analysis.surgery import boundaries_of
 from lit_small_lm.training.score import weighted_sum
 
 
@@ -118,4 +118,4 @@ def _matrix(subject: Subject, top: Tensor, bottom: Tensor) -> dict[str, Any]:
 def _states(subject: Subject, question: Question) -> Tensor:
     """(L+1, B, T, D) the stream at every boundary."""
     _, boundaries = boundaries_of(subject.net, question.query)
-    return torch.stack([stream(boundary.carry) for boundary in boundaries])
+    return torch.stack([boundary.stream for boundary in boundaries])

@@ -15,6 +15,7 @@ from lit_small_lm.backbone import Backbone
 from lit_small_lm.context import Context, Trace
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Query
+from lit_small_lm.residual_stream import Size, stream
 
 
 @contextlib.contextmanager
@@ -34,17 +35,24 @@ class Boundary(NamedTuple):
     carry: Any
     trace: Trace
     """What has been recorded so far: values that later layers share with earlier ones are in it."""
+    shape: Size
+    """(B, T, D) of the stream."""
+
+    @property
+    def stream(self) -> Tensor:
+        """The residual stream (B, T, D). Raises RequestError where the norm scheme's carry has none."""
+        return stream_in(self.carry, self.shape)
 
 
 class Note(nn.Module):
     """Leaves the carry as it is and notes it."""
 
-    def __init__(self, boundaries: list[Boundary]) -> None:
+    def __init__(self, boundaries: list[Boundary], dim: int) -> None:
         super().__init__()
-        self.boundaries = boundaries
+        self.boundaries, self.dim = boundaries, dim
 
     def forward(self, carry: Any, ctx: Context) -> Any:
-        self.boundaries.append(Boundary(carry, ctx.trace.copy()))
+        self.boundaries.append(Boundary(carry, ctx.trace.copy(), (*ctx.visibility.positions.shape, self.dim)))
         return carry
 
 
@@ -61,8 +69,8 @@ class Resume(nn.Module):
 
 def noting(net: Backbone, boundaries: list[Boundary], start: int = 0) -> list[nn.Module]:
     """The layers from `start` on with a `Note` before, between and after them: one boundary more than layers."""
-    between = (module for layer in net.layers[start:] for module in (layer, Note(boundaries)))
-    return [Note(boundaries), *between]
+    between = (module for layer in net.layers[start:] for module in (layer, Note(boundaries, net.dims.dim)))
+    return [Note(boundaries, net.dims.dim), *between]
 
 
 def boundaries_of(net: Backbone, query: Query) -> tuple[Tensor, list[Boundary]]:
@@ -78,25 +86,18 @@ def context_from(query: Query, boundary: Boundary) -> Context:
     return dataclasses.replace(query.context(), trace=boundary.trace.copy())
 
 
-def stream(carry: Any) -> Tensor:
-    """The residual stream (B, T, D) in a carry.
-
-    A scheme whose carry is one tensor travels by it. One whose carry holds the same tensor several times (parallel
-    residuals) has that one; one that keeps what was written apart (attention residuals) has the sum.
-    """
-    if isinstance(carry, Tensor):
-        return carry
-    return carry[0] if _one(carry) else sum(carry[1:], start=carry[0])
+def stream_in(carry: Any, shape: Size) -> Tensor:
+    """The residual stream (B, T, D) in a carry. Raises RequestError where there is none."""
+    found = stream(carry, shape)
+    if found is None:
+        raise RequestError("what the norm scheme carries from layer to layer holds no stream")
+    return found
 
 
 def carrying(carry: Any, x: Tensor) -> Any:
     """A carry like this one with another stream. Raises RequestError where the scheme keeps more than one tensor."""
-    if isinstance(carry, Tensor):
+    if isinstance(carry, Tensor) and carry.shape == x.shape:
         return x
-    if not _one(carry):
+    if not isinstance(carry, tuple) or any(part is not carry[0] for part in carry):
         raise RequestError("the norm scheme carries several tensors from layer to layer, not one stream")
     return tuple(x for _ in carry)
-
-
-def _one(carry: Any) -> bool:
-    return all(part is carry[0] for part in carry)

@@ -34,7 +34,7 @@ from lit_small_lm.nn.residual import LayerNormScaling, PostNorm, PreNorm
 from lit_small_lm.nn.routers import SigmoidRouter, SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Dims, NormScheme, Query, known
-from lit_small_lm.training.callbacks.depth_probes import QUERIES, measure, streams
+from lit_small_lm.training.callbacks.depth_probes import QUERIES, measure
 
 DIMS = Dims(dim=16, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=4, hidden=24)
 TOKENS = torch.randint(31, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -235,18 +235,6 @@ def test_every_scheme_has_every_figure(scheme):
     for name in ("variance", "angular_distance", "mixer_update", "ffn_update", "mixer_input"):
         assert min(found[name]) > 0, name
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-
-
-@pytest.mark.parametrize("shape", ["before", "between", "named"])
-def test_streams_in_any_form_are_found(shape):
-    x = torch.randn(2, 5, 4)
-    parts = [x, 2 * x, 3 * x]
-    carry = {
-        "before": torch.stack(parts),
-        "between": (torch.stack(parts, 2), torch.ones(1)),
-        "named": {"a": (x, x), "b": [2 * x, 3 * x], "gate": torch.ones(2, 5, 1)},
-    }[shape]
-    torch.testing.assert_close(torch.stack(streams(carry, (2, 5, 4))), torch.stack(parts))
 
 
 class Folded(PreNorm):

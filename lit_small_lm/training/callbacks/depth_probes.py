@@ -1,9 +1,8 @@
 """One measuring pass through a network: the figures of every layer, whatever its norm scheme, mixer and FFN.
 
 The pass is eager, without gradients and in evaluation mode, and leaves nothing behind: no hook, no random draw, no
-compiled graph. A scheme's carry is opaque, so the stream is the sum of the different tensors (B, T, D) in it. The one
-trick is how a branch's part is found: its path is run again with a silent branch, and what differs is what the branch
-has written, after all norms, factors and gates of the scheme.
+compiled graph. The one trick is how a branch's part is found: its path is run again with a silent branch, and what
+differs is what the branch has written, after all norms, factors and gates of the scheme.
 """
 
 import contextlib
@@ -20,6 +19,7 @@ from lit_small_lm.backbone import Backbone, Layer
 from lit_small_lm.context import Branch, Context
 from lit_small_lm.nn.routers import Usage
 from lit_small_lm.plugin import Linear, Query, Routing
+from lit_small_lm.residual_stream import stream, streams
 from lit_small_lm.roles import Sparse
 from lit_small_lm.sharding import local
 from lit_small_lm.training.callbacks.depth_figures import (
@@ -65,21 +65,6 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def streams(carry: Any, shape: tuple[int, int, int]) -> list[Tensor]:
-    """The different tensors (B, T, D) in what travels between layers, those stacked before B or between T and D taken
-    apart; scalars and gates are left out."""
-    if isinstance(carry, Tensor):
-        if carry.shape == shape:
-            return [carry]
-        if carry.shape[-3:] == shape:
-            return list(carry.reshape(-1, *shape))
-        stacked = carry.dim() > 3 and (*carry.shape[:2], carry.shape[-1]) == shape
-        return list(carry.flatten(2, -2).unbind(2)) if stacked else []
-    parts = carry.values() if isinstance(carry, Mapping) else carry if isinstance(carry, (tuple, list)) else ()
-    found = [stream for part in parts for stream in streams(part, shape)]
-    return list({id(stream): stream for stream in found}.values())
 
 
 class Probes:
@@ -136,8 +121,7 @@ class Probes:
 
     def stream(self, carry: Any) -> Tensor | None:
         """The stream (B, T, D) of a carry; None if there is none of this shape."""
-        found = streams(carry, self.shape)
-        return sum(found[1:], start=found[0]) if found else None
+        return stream(carry, self.shape)
 
     def enter(self, index: int, carry: Any) -> None:
         """A layer begins."""
