@@ -8,10 +8,11 @@ those layers left out.
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from lit_small_lm.analysis.catalogue import ANALYSES, AnalysisSettings, Cost
 from lit_small_lm.analysis.removal import greedily_removed, removed
 from lit_small_lm.analysis.states import angular, by_size, profiled
 from lit_small_lm.analysis.subject import Subject, Tell
@@ -113,14 +114,25 @@ def by_angular(subject: Subject, kind: str, count: int, tell: Tell) -> list[int]
     return list(range(start, start + count))
 
 
-Metric = Callable[[Subject, str, int, Tell], list[int]]
-METRICS: dict[str, Metric] = {
-    "removal": by_removal,
-    "greedy": by_greedy,
-    "influence": by_influence,
-    "angular": by_angular,
+class Metric(NamedTuple):
+    """What layers may be chosen by."""
+
+    choose: Callable[[Subject, str, int, Tell], list[int]]
+    """Says which `count` layers go."""
+    cost: Callable[[int, int], Cost]
+    """Of that many layers, and that many to go."""
+
+
+def _as(name: str) -> Callable[[int, int], Cost]:
+    return lambda depth, count: ANALYSES[name].cost(depth, AnalysisSettings(greedy=count))
+
+
+METRICS = {
+    "removal": Metric(by_removal, _as("removal")),
+    "greedy": Metric(by_greedy, _as("greedy")),
+    "influence": Metric(by_influence, _as("profile")),
+    "angular": Metric(by_angular, _as("angular")),
 }
-"""What layers may be chosen by: each says which `count` layers go."""
 
 
 def refuse_keep(keep: int, depth: int) -> None:
@@ -136,7 +148,7 @@ def chosen(metric: str, subject: Subject, kind: str, keep: int, tell: Tell) -> l
     if metric not in METRICS:
         raise not_known("--by", metric, METRICS, "metric")
     refuse_keep(keep, subject.depth)
-    return METRICS[metric](subject, kind, subject.depth - keep, tell)
+    return METRICS[metric].choose(subject, kind, subject.depth - keep, tell)
 
 
 def content(model: LanguageModel, lightning: str) -> dict[str, Any]:

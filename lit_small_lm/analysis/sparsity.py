@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from lit_small_lm.analysis.catalogue import Cost
 from lit_small_lm.analysis.subject import Subject, Tell, Variant, columns
 from lit_small_lm.errors import RequestError
 from lit_small_lm.roles import Linear
@@ -108,6 +109,11 @@ def costs(subject: Subject, levels: Sequence[float], pattern: Pattern, tell: Tel
         "rise": [rise for rise, _ in found],
         "rise_error": [error for _, error in found],
     }
+
+
+def cost(depth: int, levels: int) -> Cost:
+    """How much of the network `costs` runs."""
+    return Cost(levels * depth * (depth + 1) / 2 + depth, levels * depth)
 
 
 def whole_costs(subject: Subject, plans: Sequence[Sequence[float]], pattern: Pattern) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from lit_small_lm.errors import RequestError
 TEXT = """Measure what the layers of a trained model do, on held-out text of its own run or on text given with --data.*
 (--data.source.path PATH): removal, swaps, angular distances, Jacobians and so on. Prints a summary; --out DIR writes
 index.html, analysis.json and a PNG for each figure. Takes a run directory, also one made by import, or a checkpoint."""
-LONG = 20.0
-"""Seconds from which on an estimate is worth a line."""
 
 
 def parser(command: str) -> Options:
@@ -81,72 +78,18 @@ def _check(args: argparse.Namespace) -> list[str]:
 
 
 def _report(model: Any, args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    from lit_small_lm.analysis.catalogue import AnalysisSettings, analysed
+    from lit_small_lm.analysis.catalogue import ANALYSES, AnalysisSettings, analysed
     from lit_small_lm.analysis.report import report
+    from lit_small_lm.cli.announcing import announced, seconds
 
     subject, text = model.subject(args)
     if args.greedy is not None and args.greedy > subject.depth:
         raise RequestError(f"--greedy: {args.greedy}; the model has {subject.depth} layers")
     settings = AnalysisSettings(model.model.objective.kind, args.greedy, args.probes, args.noise, args.noise_draws)
-    tell = Announced(estimate(subject, settings, names), names)
-    results = analysed(subject, settings, names, tell)
-    tell.done()
+    parts = seconds(subject, {name: ANALYSES[name].cost(subject.depth, settings) for name in names})
+    with announced(parts, f"{len(names)} analyses", "--skip {longest} or fewer --rows") as tell:
+        results = analysed(subject, settings, names, tell)
     return report(model.model, model.name, subject, settings, results, text)
-
-
-def estimate(subject: Any, settings: Any, names: Sequence[str]) -> dict[str, float]:
-    """Seconds that each analysis may take, from one timed pass of the whole network and one without layers."""
-    import torch
-
-    from lit_small_lm.analysis.catalogue import ANALYSES
-    from lit_small_lm.analysis.surgery import running
-
-    query = subject.questions.items[0].query
-
-    def timed(layers: Sequence[Any]) -> float:
-        started = time.perf_counter()
-        with torch.no_grad(), running(subject.net, layers):
-            subject.net(query.tokens, query.context(), query.targets, query.scored).sum().item()
-        return time.perf_counter() - started
-
-    layers, asked = list(subject.net.layers), len(subject.questions.items)
-    head, whole = (min(timed(some) for _ in range(3)) for some in ([], layers))  # what else runs only ever adds
-    layer = max(whole - head, 0.0) / max(1, len(layers))
-    costs = {name: ANALYSES[name].cost(len(layers), settings) for name in names}
-    return {name: asked * (cost.layers * layer + cost.heads * head) for name, cost in costs.items()}
-
-
-class Announced:
-    """Says before a long examination how long it may take, and then what it is at."""
-
-    def __init__(self, seconds: Mapping[str, float], names: Sequence[str]) -> None:
-        from lit_small_lm.cli import report
-        from lit_small_lm.training.callbacks.progress import clock
-
-        self.names, self.current = list(names), ""
-        self.terminal, self.speaks = sys.stderr.isatty(), sum(seconds.values()) > LONG
-        if self.speaks:
-            longest = max(seconds, key=seconds.__getitem__)
-            share = 100 * seconds[longest] / sum(seconds.values())
-            report.say(
-                f"{len(names)} analyses: about {clock(sum(seconds.values()))}, {share:.0f} % of it for {longest}; less "
-                f"with --skip {longest} or fewer --rows"
-            )
-
-    def __call__(self, name: str, done: int, of: int) -> None:
-        if not self.speaks or (not self.terminal and name == self.current):
-            return
-        self.current = name
-        line = f"{self.names.index(name) + 1}/{len(self.names)} {name}"
-        if self.terminal:
-            print(f"\r{line} {100 * done // of} %{'':20}", end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def done(self) -> None:
-        """Leave the changing line."""
-        if self.speaks and self.terminal:
-            print(file=sys.stderr)
 
 
 def _write(out: Path, found: Mapping[str, Any], rescaled: bool) -> None:

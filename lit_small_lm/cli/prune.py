@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,9 @@ def _check_sparsity(args: argparse.Namespace) -> None:
         raise RequestError(f"--by_depth: {args.by_depth} with --pattern 2:4, whose share is the same everywhere")
 
 
-def _quiet(done: int, of: int) -> None:
-    """Nothing is said of the progress."""
-
-
 def _shallow(model: Any, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The model without the layers asked for, and what that costs."""
-    from lit_small_lm.analysis.pruning import chosen, parsed, refuse_keep, without_layers
+    from lit_small_lm.analysis.pruning import parsed, refuse_keep, without_layers
     from lit_small_lm.analysis.subject import Variant
 
     depth, kind = len(model.model.net.layers), model.model.objective.kind
@@ -111,11 +108,22 @@ def _shallow(model: Any, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]
             raise
         return without_layers(model.model, layers), {"layers": layers, "unmeasured": str(error)}
     if args.keep is not None:
-        layers = chosen(args.by or "removal", subject, kind, args.keep, _quiet)
+        layers = _chosen(subject, kind, args)
     left = tuple(index for index in range(depth) if index not in layers)
     rise = subject.rise(subject.nats([Variant(left)])[0])
     found = {"by": args.by or "removal"} if args.keep is not None else {}
     return without_layers(model.model, layers), {"layers": layers, **found, **_costs(subject, text, *rise)}
+
+
+def _chosen(subject: Any, kind: str, args: argparse.Namespace) -> list[int]:
+    """The layers that go, with a word on how long it takes to choose them."""
+    from lit_small_lm.analysis.pruning import METRICS, chosen
+    from lit_small_lm.cli.announcing import announced, seconds
+
+    by = args.by or "removal"
+    parts = seconds(subject, {by: METRICS[by].cost(subject.depth, subject.depth - args.keep)})
+    with announced(parts, f"choosing by {by}", "--by influence or fewer --rows") as tell:
+        return chosen(by, subject, kind, args.keep, partial(tell, by))
 
 
 def _costs(subject: Any, text: Mapping[str, Any], rise: float, error: float) -> dict[str, Any]:
@@ -133,13 +141,16 @@ def _costs(subject: Any, text: Mapping[str, Any], rise: float, error: float) -> 
 def _sparse(model: Any, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The model with zeros, and what they cost by sparsity and depth."""
     from lit_small_lm.analysis import sparsity
+    from lit_small_lm.cli.announcing import announced, seconds
 
     pattern, how = args.pattern or "unstructured", args.by_depth or "uniform"
     subject, text = model.subject(args)
     layers = list(subject.net.layers)
     levels = [0.5] if pattern == "2:4" else [args.sparsity * part / 4 for part in (1, 2, 3, 4)]
     weights = sparsity.sizes(layers)
-    by_depth = sparsity.costs(subject, levels, pattern, _quiet)
+    parts = seconds(subject, {"sparsity": sparsity.cost(subject.depth, len(levels))})
+    with announced(parts, f"{len(levels)} sparsities of {subject.depth} layers", "fewer --rows") as tell:
+        by_depth = sparsity.costs(subject, levels, pattern, partial(tell, "sparsity"))
     plans = [sparsity.allocated(how, level, by_depth["rise"][-1], weights) for level in levels]
     whole = sparsity.whole_costs(subject, plans, pattern)
     costs = _costs(subject, text, whole["rise"][-1], whole["rise_error"][-1])

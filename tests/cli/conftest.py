@@ -53,13 +53,13 @@ def meets(fit: Callable[..., Ended]) -> Callable[[dict], None]:
 
     def check(case: dict) -> None:
         write(case.get("files", {}))
-        before = snapshot()
+        before = contents()
         status, lines = fit(*case["argv"])
         assert status == case.get("status", 2)
         assert lines[-1].startswith("error: ") and len(lines[-1]) <= 300 and len(lines) <= 5
         assert [part for part in case["says"] if part not in lines[-1]] == [], lines[-1]
         assert all(line.isprintable() for line in lines) and "Traceback" not in "".join(lines)
-        assert status == 1 or snapshot() == before
+        assert status == 1 or contents() == before
 
     return check
 
@@ -76,8 +76,32 @@ def write(files: dict[str, str | bytes]) -> None:
         Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def snapshot() -> set[str]:
-    return {str(file) for file in Path().rglob("*") if "__pycache__" not in file.parts}
+def contents() -> dict[str, bytes]:
+    """Everything below the working directory, byte for byte."""
+    files = (file for file in Path().rglob("*") if "__pycache__" not in file.parts)
+    return {str(file): file.read_bytes() if file.is_file() else b"" for file in files}
+
+
+@pytest.fixture
+def snapshot() -> Callable[[], dict[str, bytes]]:
+    """`snapshot()` is everything below the working directory, byte for byte."""
+    return contents
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """`refused(argv, "this", "that")`: the command leaves everything as it was, and ends with status 2 (or another) and
+    a line that holds all that."""
+
+    def check(argv: list[str], *says: str, status: int = 2) -> None:
+        before = contents()
+        assert main(argv) == status
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("error: ") and len(lines[-1]) <= 300 and len(lines) <= 5
+        assert [part for part in says if part not in lines[-1]] == [], lines[-1]
+        assert "Traceback" not in "".join(lines) and contents() == before
+
+    return check
 
 
 @pytest.fixture
