@@ -34,6 +34,11 @@ class Encoder(abc.ABC):
     def record(self) -> dict[str, object]:
         """Plain data that `Tokenizer.restore` turns back into this encoder."""
 
+    def with_mask(self) -> "Encoder":
+        """The same with a mask token of its own: in a free row of the network, or else in a new one at the end; itself
+        where it has one, or cannot be given one."""
+        return self
+
     def tokenizer_json(self) -> str | None:
         """A tokenizer.json that gives every text the same ids, to be exported; None: there is none."""
         return None
@@ -57,6 +62,9 @@ class Document(NamedTuple):
 
     name: str
     text: str
+    given: tuple[tuple[int, int], ...] = ()
+    """Runs of characters (from, to), in order, that a model is given, such as a prompt: they are read, but not
+    predicted, masked or scored, and no token crosses an edge of one. A document that has some is never cut."""
 
 
 class SourcePart(NamedTuple):

@@ -32,6 +32,7 @@ BUILT_IN = (
     "samplers",
     "data.sources",
     "data.tables",
+    "data.responses",
     "data.mixture",
     "data.tokenizer",
     "training.optim",

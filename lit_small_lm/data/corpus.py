@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_small_lm.data.cache import key_of, replace_file
+from lit_small_lm.data.given import refuse_given
 from lit_small_lm.data.learning import learned
 from lit_small_lm.data.mixture import naming
 from lit_small_lm.data.packing import ArrayStream, Stream
@@ -138,6 +139,7 @@ def _held_out_texts(source: Source, cache: Path) -> dict[str, list[str]]:
         return json.loads(file.read_text())
     splits, found = Splits.of(source), {"validation": [], "test": []}
     for document in full_documents(source):
+        refuse_given(document.given)
         for split, text in splits.pieces(document):
             if split in found and len(found[split]) < HELD_OUT:
                 found[split].append(text)

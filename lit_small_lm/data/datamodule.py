@@ -11,10 +11,11 @@ from lit_small_lm.data.cache import default_cache
 from lit_small_lm.data.corpus import HELD_OUT, Corpus
 from lit_small_lm.data.loader import BatchLoader, PreparedFeed, Rows
 from lit_small_lm.data.mixture import Interleaving, naming
-from lit_small_lm.data.packing import Packed, Packing, Stream, pack
+from lit_small_lm.data.packing import Packed, Packing, Stream, left_out, pack, sizes_of
 from lit_small_lm.data.plan import EvalPlan, Pace, RowOrder, Shares, TrainPlan, Warmup
 from lit_small_lm.data.progress import Tell
 from lit_small_lm.data.sources import TextFiles
+from lit_small_lm.data.splits import SPLITS
 from lit_small_lm.data.store import TokenStore
 from lit_small_lm.data.streaming import Reader, StreamedFeed
 from lit_small_lm.data.tokenizer import BPE
@@ -40,7 +41,7 @@ class TokenData(LightningDataModule):
         micro_batch_size: rows that one process handles at once; trainer.accumulate_grad_batches follows from it, and
             trainer.val_check_interval counts optimizer steps all the same.
         packing: concatenate: documents one after another, cut where rows end; best_fit: a document that fits into a
-            row is never cut (arXiv 2404.10830).
+            row is never cut (arXiv 2404.10830). Prompts with responses are never cut in either.
         warmup: smaller batches or shorter rows at the beginning.
         reading: prepared: everything is tokenised before training; streamed: while training goes on.
         store: the folder of a token store to train from, without its source.
@@ -106,6 +107,7 @@ class TokenData(LightningDataModule):
         if stage == "fit":
             self._accumulate()
             self._check_size()
+            self._check_warmup()
             self._count_in_steps()
             self._shares()
 
@@ -162,6 +164,13 @@ class TokenData(LightningDataModule):
             raise RequestError(
                 f"data: {found} training tokens; one batch of {self.batch_size} rows (data.batch_size) x data.seq_len "
                 f"{self.seq_len} needs {self.batch_size * self.seq_len + 1}"
+            )
+
+    def _check_warmup(self) -> None:
+        steps = self.pace.warmup.seq_len
+        if steps and self.reading == "prepared" and any(len(s.given) for s in self.corpus.streams("train")):
+            raise RequestError(
+                f"data.warmup.seq_len: {steps}; shorter rows would cut prompts from their responses; allowed: 0"
             )
 
     def _count_in_steps(self) -> None:
@@ -222,8 +231,15 @@ class TokenData(LightningDataModule):
 
     def _packed(self, split: Split, stream: Stream, first_document: int) -> Packed:
         if split == "train":
-            return pack(stream, self.seq_len, self.packing, first_document)
-        return pack(stream, self.seq_len, "concatenate", first_document, rest="pad")
+            packed = pack(stream, self.seq_len, self.packing, first_document)
+        else:
+            packed = pack(stream, self.seq_len, "concatenate", first_document, rest="pad")
+        if not len(packed) and left_out(stream, self.seq_len):
+            raise RequestError(
+                f"data.seq_len: {self.seq_len}; no {split} document fits into a row whole, prompt and response; the "
+                f"shortest needs {sizes_of(stream).min()}"
+            )
+        return packed
 
     def notes(self) -> Sequence[str]:
         """What a user should know of the data, a line each."""
@@ -231,7 +247,8 @@ class TokenData(LightningDataModule):
         for part in self.corpus.components:
             name = f"{part.component.name}: " if part.component.name else ""
             for split, count in part.summary.items():
-                held = f"{count['documents']:,} documents, {count['tokens']:,} tokens, {count['bytes']:,} bytes"
+                given = f" ({count['given']:,} of them given)" if count.get("given") else ""
+                held = f"{count['documents']:,} documents, {count['tokens']:,} tokens{given}, {count['bytes']:,} bytes"
                 twice = f", {count['near']:,} of them near duplicates" if count.get("near") else ""
                 lines.append(f"data: {name}{split} {held}{twice}")
         asked = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else self.encoder.specials.vocab_size
@@ -239,7 +256,19 @@ class TokenData(LightningDataModule):
             lines.append(f"data: the corpus fills {self.encoder.specials.vocab_size} of the {asked} ids asked for")
         if self.reading == "streamed":
             return [*lines, f"data: streamed; held out are the first {HELD_OUT} documents of each held-out split"]
-        return [*lines, *self._repetitions()]
+        return [*lines, *self._left_out(), *self._repetitions()]
+
+    def _left_out(self) -> list[str]:
+        """A line for every split of a component that holds documents longer than a row, of those that are not cut."""
+        lines = []
+        for split in SPLITS:
+            for part, stream in zip(self.corpus.components, self.corpus.streams(split), strict=True):
+                long = left_out(stream, self.seq_len)
+                if long:
+                    name = f"{part.component.name}: " if part.component.name else ""
+                    count = f"{long:,} of {len(stream.starts):,} documents"
+                    lines.append(f"data: {name}{split}: {count} need more than data.seq_len {self.seq_len}; left out")
+        return lines
 
     def _repetitions(self) -> list[str]:
         """A line for every component that the run sees more than once."""

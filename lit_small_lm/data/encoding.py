@@ -1,8 +1,9 @@
 """From documents to arrays of ids, in order.
 
 Documents are taken in batches of about a MiB of text; a longer text is cut before a space that follows a letter or a
-digit, where byte-level tokenizers begin a new word anyhow, encoded in pieces and joined again. What a batch holds is
-decided by the documents alone, so any number of processes gives the same result.
+digit, where byte-level tokenizers begin a new word anyhow, encoded in pieces and joined again. So are parts of a text
+that are given and parts that are not. What a batch holds is decided by the documents alone, so any number of processes
+gives the same result.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_small_lm.data.duplicates import run_length, sketches
+from lit_small_lm.data.given import NOTHING_GIVEN, stretches
 from lit_small_lm.data.splits import SPLITS, Piece, Splits
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Document, Encoder, Source, Split
@@ -39,6 +41,8 @@ class Cut(NamedTuple):
     digest: int
     begins: bool
     """Whether it is the beginning of its piece."""
+    given: bool = False
+    """Whether it is given, and not to be predicted."""
 
 
 @dataclasses.dataclass
@@ -81,6 +85,8 @@ class Encoded(NamedTuple):
     """(documents, SKETCH) what duplicates are found by."""
     size: int
     """UTF-8 bytes of the texts."""
+    given: np.ndarray = NOTHING_GIVEN
+    """(R, 2) runs of `tokens` that are given."""
 
 
 def documents_from(source: Source, start: ReadTo) -> Iterator[tuple[ReadTo, Document]]:
@@ -106,19 +112,19 @@ def text_batches(source: Source, splits: Splits, start: ReadTo = ReadTo(0, 0)) -
 
 
 def cuts(pieces: Sequence[Piece]) -> Iterator[Cut]:
-    """Pieces of documents, those longer than BATCH characters in runs."""
-    for split, text, digest in pieces:
-        start = 0
-        while start < len(text):
-            stop = _end_of_run(text, start)
-            yield Cut(split, text[start:stop], digest, start == 0)
-            start = stop
+    """Pieces of documents, those longer than BATCH characters in runs, and what is given of them apart."""
+    for split, text, digest, given in pieces:
+        for start, end, is_given in stretches(len(text), given):
+            while start < end:
+                stop = _end_of_run(text, start, end)
+                yield Cut(split, text[start:stop], digest, start == 0, is_given)
+                start = stop
 
 
-def _end_of_run(text: str, start: int) -> int:
+def _end_of_run(text: str, start: int, last: int) -> int:
     end = start + BATCH
-    if end >= len(text):
-        return len(text)
+    if end >= last:
+        return last
     lowest = max(start + 1, end - LOOK_BACK)
     at = text.rfind(" ", lowest, end)
     while at > 0 and not text[at - 1].isalnum():
@@ -150,11 +156,13 @@ def _of_split(encoder: Encoder, split: Split, batch: Sequence[Cut], ids: Sequenc
     lengths = np.array([len(ids[i]) for i in mine]) + begins
     runs = chain.from_iterable((end, ids[i]) if batch[i].begins else (ids[i],) for i in mine)
     tokens = _in_vocabulary(np.fromiter(chain.from_iterable(runs), np.int64, int(lengths.sum())), encoder)
-    stops = np.cumsum(lengths)[begins]
-    starts = stops - lengths[begins]
+    ends = np.cumsum(lengths)
+    given = np.stack([ends - lengths + begins, ends], axis=1)[[batch[i].given for i in mine]]
+    starts = (ends - lengths)[begins]
+    stops = np.append(starts, len(tokens))[1:]
     digests = np.array([batch[i].digest for i in mine], np.uint64)[begins]
     size = sum(len(batch[i].text.encode()) for i in mine)
-    return Encoded(split, tokens, starts, sketches(tokens, starts, stops, digests, _run_of(encoder)), size)
+    return Encoded(split, tokens, starts, sketches(tokens, starts, stops, digests, _run_of(encoder)), size, given)
 
 
 @functools.lru_cache(maxsize=4)

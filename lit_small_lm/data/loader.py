@@ -74,7 +74,7 @@ def assemble(
         if place is not None:
             place[0].write(place[1], row_tokens, row_documents)
     pieces = wanted[0].pieces
-    mask = torch.from_numpy(doc_ids[:, :-1] >= 0).reshape(-1, seq_len // pieces) if masked else None
+    mask = torch.from_numpy(_counted(places, doc_ids)).reshape(-1, seq_len // pieces) if masked else None
     slots = torch.tensor([item.slot for item in wanted])[:, None] * pieces + torch.arange(pieces)  # (B, pieces)
     return Batch(
         tokens=_cut(torch.from_numpy(tokens), pieces),
@@ -84,6 +84,16 @@ def assemble(
         slots=slots.flatten(),
         specials=specials,
     )
+
+
+def _counted(places: Sequence[tuple[Packed, int] | None], doc_ids: np.ndarray) -> np.ndarray:
+    """(B, T) positions whose target counts: those of a document, except where it is given."""
+    counted = doc_ids[:, :-1] >= 0
+    for place, row in zip(places, counted, strict=True):
+        given = None if place is None else place[0].given(place[1])
+        if given is not None:
+            row &= ~given
+    return counted
 
 
 def _cut(rows: Tensor, pieces: int) -> Tensor:

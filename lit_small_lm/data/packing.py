@@ -3,12 +3,18 @@
 A stream is documents one after another, each begun by the end token, and a last end token. A row of T positions has a
 look-ahead of one token, so that each of its positions has a target. Whichever packing is chosen, every token of the
 stream is the target of exactly one position, and only tokens of its own document stand before it.
+
+Documents of which a part is given are never cut, whichever packing is chosen: a response without its prompt would be
+another task. Those longer than a row are left out, and counted.
 """
 
 import abc
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+
+from lit_small_lm.data.given import NOTHING_GIVEN, of_targets
 
 Packing = Literal["concatenate", "best_fit"]
 GROUP = 1 << 16
@@ -22,6 +28,8 @@ class Stream(Protocol):
     """Tokens, the last end token included."""
     starts: np.ndarray
     """(documents,) where each document begins."""
+    given: np.ndarray
+    """(R, 2) runs of tokens that are given: not predicted, masked or scored."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The ids from `start` to `stop` (exclusive)."""
@@ -33,9 +41,11 @@ class ArrayStream:
     Args:
         documents: ids of each document, without the end token.
         end: the end token.
+        given: (R, 2) runs of the stream that are given.
     """
 
-    def __init__(self, documents: list[np.ndarray], end: int) -> None:
+    def __init__(self, documents: list[np.ndarray], end: int, given: np.ndarray = NOTHING_GIVEN) -> None:
+        self.given = given
         last = np.array([end], dtype=np.int64)
         self.tokens = np.concatenate([part for ids in documents for part in (last, ids)] + [last])
         sizes = np.array([len(ids) + 1 for ids in documents], dtype=np.int64)
@@ -64,6 +74,10 @@ class Packed(abc.ABC):
     @abc.abstractmethod
     def write(self, row: int, tokens: np.ndarray, doc_ids: np.ndarray) -> None:
         """Write a row into `tokens` and `doc_ids` (T+1,), which come filled with padding (-1 in `doc_ids`)."""
+
+    def given(self, row: int) -> np.ndarray | None:
+        """(T,) positions of a row whose target is given; None: there are none in this packing."""
+        return None
 
 
 class Concatenated(Packed):
@@ -117,56 +131,97 @@ class BestFit(Packed):
 
     The token after a segment is the target of its last position. A segment that begins inside a document cannot offer
     the end token that the segment before it needs there, so the two are one position without a document apart.
+
+    Args:
+        long: what becomes of a document that is longer than a row: "cut", or "leave_out" of the rows.
     """
 
     full = False
 
-    def __init__(self, stream: Stream, seq_len: int, first_document: int = 0) -> None:
+    def __init__(
+        self, stream: Stream, seq_len: int, first_document: int = 0, long: Literal["cut", "leave_out"] = "cut"
+    ) -> None:
         super().__init__(stream, seq_len, first_document)
-        self.scored = stream.length - 1
-        self.segments = best_fit(np.append(stream.starts, stream.length - 1), seq_len)
+        edges = np.append(stream.starts, stream.length - 1)
+        if long == "leave_out":
+            sizes = sizes_of(stream)
+            self.scored = int(sizes[sizes <= seq_len].sum())
+            self.segments = best_fit(edges, seq_len, longest=seq_len)
+        else:
+            self.scored = stream.length - 1
+            self.segments = best_fit(edges, seq_len)
 
     def __len__(self) -> int:
         return len(self.segments.rows) - 1
 
     def write(self, row: int, tokens: np.ndarray, doc_ids: np.ndarray) -> None:
+        for at, start, stop, document in self._placed(row):
+            ids = self.stream.read(start, stop + 1)
+            tokens[at : at + len(ids)] = ids
+            doc_ids[at : at + stop - start] = document + self.first_document
+
+    def given(self, row: int) -> np.ndarray | None:
+        if not len(self.stream.given):
+            return None
+        found = np.zeros(self.seq_len, dtype=bool)
+        for at, start, stop, _ in self._placed(row):
+            found[at : at + stop - start] = of_targets(self.stream.given, start, stop)
+        return found
+
+    def _placed(self, row: int) -> Iterator[tuple[int, int, int, int]]:
+        """The segments of a row: where each begins in it, its start and stop in the stream, and its document."""
         here, at = slice(*self.segments.rows[row : row + 2].tolist()), 0
         pieces = zip(*(part[here].tolist() for part in self.segments[1:]), strict=True)
         for start, stop, document in pieces:
             at += at > 0 and start > self.stream.starts[document]
-            ids = self.stream.read(start, stop + 1)
-            tokens[at : at + len(ids)] = ids
-            doc_ids[at : at + stop - start] = document + self.first_document
+            yield at, start, stop, document
             at += stop - start
 
 
 def pack(
     stream: Stream, seq_len: int, packing: Packing, first_document: int = 0, rest: Literal["drop", "pad"] = "drop"
 ) -> Packed:
-    """The rows of a stream; `rest` is what becomes of the last window under plain concatenation."""
+    """The rows of a stream; `rest` is what becomes of the last window under plain concatenation.
+
+    Documents of which something is given are packed whole, by best fit, and those longer than a row left out.
+    """
+    if len(stream.given):
+        return BestFit(stream, seq_len, first_document, long="leave_out")
     if packing == "best_fit":
         return BestFit(stream, seq_len, first_document)
     return Concatenated(stream, seq_len, first_document, rest)
 
 
-def best_fit(edges: np.ndarray, seq_len: int) -> Segments:
-    """Segments of documents that lie between `edges` (documents + 1,), in rows of `seq_len` positions.
+def sizes_of(stream: Stream) -> np.ndarray:
+    """(documents,) positions that each document takes."""
+    return np.diff(stream.starts, append=stream.length - 1)
+
+
+def left_out(stream: Stream, seq_len: int) -> int:
+    """How many documents of a stream are longer than a row, and in none: of those that are not cut."""
+    return int((sizes_of(stream) > seq_len).sum()) if len(stream.given) else 0
+
+
+def best_fit(edges: np.ndarray, seq_len: int, longest: float = np.inf) -> Segments:
+    """Segments of documents that lie between `edges` (documents + 1,), in rows of `seq_len` positions; none of those
+    longer than `longest`.
 
     A document longer than a row gives whole rows; what is left of it, and every shorter document, is packed by best
     fit decreasing, in groups of `GROUP` documents.
     """
     found, rows = [], 0
     for first in range(0, len(edges) - 1, GROUP):
-        group = _fit_group(edges[first : first + GROUP + 1], first, seq_len)
+        group = _fit_group(edges[first : first + GROUP + 1], first, seq_len, longest)
         found.append((group[0] + rows, *group[1:]))
         rows += int(group[0][-1]) + 1 if len(group[0]) else 0
     row, *parts = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     return Segments(np.searchsorted(row, np.arange(rows + 1)), *parts)
 
 
-def _fit_group(edges: np.ndarray, first: int, seq_len: int) -> tuple[np.ndarray, ...]:
+def _fit_group(edges: np.ndarray, first: int, seq_len: int, longest: float) -> tuple[np.ndarray, ...]:
     """(row, start, stop, document) of every segment of a group, in the order of rows."""
     lengths = np.diff(edges)
+    lengths[lengths > longest] = 0
     whole, left = np.divmod(lengths, seq_len)
     long = np.repeat(np.arange(len(lengths)), whole)
     starts = edges[long] + (np.arange(len(long)) - np.repeat(np.cumsum(whole) - whole, whole)) * seq_len

@@ -1,4 +1,4 @@
-"""Rows of one file: parquet, arrow, JSON lines or CSV, one column at a time, here or on a hub.
+"""Rows of one file: parquet, arrow, JSON lines or CSV, the columns that are wanted alone, here or on a hub.
 
 Parquet and arrow are decoded by pyarrow, as in `datasets`. JSON lines and CSV are read by Python's own parsers instead:
 the readers of `datasets` settle on one type for a column and turn the number 5 into the text '5' without a word.
@@ -10,11 +10,11 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from lit_small_lm.errors import RequestError, RunError, first_line, nearest, shown
+from lit_small_lm.errors import RequestError, RunError, first_line, nearest, one, shown
 
 FORMATS = {
     ".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".ndjson": "json", ".json": "json",
@@ -25,23 +25,42 @@ ROWS = 1000
 """Rows decoded at once."""
 FIRST = 100
 """Rows of JSON that are looked at for their keys."""
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
+LISTS = ("list<", "large_list<")
+"""How the names of Arrow's types of lists begin."""
+T = TypeVar("T")
+
+
+class Column(NamedTuple):
+    """A column that is wanted."""
+
+    name: str
+    option: str
+    """Where it was asked for."""
+    kind: Literal["text", "list"] = "text"
 
 
 class Row(NamedTuple):
-    """A row's number, from 1, and its text: None where there is none."""
+    """A row's number, from 1, and what stands in the columns asked for: None where there is nothing."""
 
     number: int
-    text: str | None
+    values: tuple[Any, ...]
 
 
 class Table(NamedTuple):
     """An open file of rows."""
 
     columns: dict[str, str]
-    """Name -> type."""
-    rows: Callable[[str], Iterator[Row]]
-    """The rows of a column."""
+    """Name -> type; "any" where each row has its own."""
+    rows: Callable[[Sequence[str]], Iterator[Row]]
+    """The rows, of some columns."""
     count: int = 0
     """How many rows there are, 0 if unknown."""
 
@@ -58,38 +77,40 @@ def is_table(name: str) -> bool:
     return format_of(name) is not None and ".json" not in PurePosixPath(name.lower()).suffixes
 
 
-def read_rows(file: str, column: str) -> Iterator[Row]:
-    """The rows of a column of a file (a path, or an address that fsspec knows).
+def read_rows(file: str, columns: Sequence[Column], make: Callable[[Row], T]) -> Iterator[T]:
+    """What `make` makes of each row of some columns of a file (a path, or an address that fsspec knows).
 
     Raises:
-        RequestError: there is no such column, or it is not text.
-        RunError: the file is damaged, or a value is no text; file and row are named.
+        RequestError: there is no such column, or it is of another kind.
+        RunError: the file is damaged, or `make` refuses a row; the file is named.
     """
     with _opened(file) as stream:
         table = _table(file, stream)
-        check_column(file, table, column)
-        yield from _translated(file, table.rows(column))
+        check_columns(file, table, columns)
+        yield from _translated(file, map(make, table.rows([column.name for column in columns])))
 
 
-def look(file: str, column: str) -> int:
-    """Check that a file has a text column; returns how many rows it has, 0 if that is not known."""
+def look(file: str, columns: Sequence[Column]) -> int:
+    """Check that a file has the columns; returns how many rows it has, 0 if that is not known."""
     with _opened(file) as stream:
         table = _table(file, stream)
-        check_column(file, table, column)
+        check_columns(file, table, columns)
         return table.count
 
 
-def check_column(file: str, table: Table, column: str) -> None:
-    """Raises RequestError if a column is not there or no text."""
-    found = table.columns.get(column)
-    if found is None:
-        names = ", ".join(map(shown, list(table.columns)[:12])) or "none"
-        raise RequestError(
-            f"data.source.text_column: {shown(column)!r} is no column of {shown(file)}; "
-            f"columns: {names}{nearest(column, table.columns)}"
-        )
-    if found != "text":
-        raise RequestError(f"data.source.text_column: {shown(column)!r} of {shown(file)} is {found}; allowed: text")
+def check_columns(file: str, table: Table, columns: Sequence[Column]) -> None:
+    """Raises RequestError if a column is not there or of another kind."""
+    for name, option, kind in columns:
+        found = table.columns.get(name)
+        if found is None:
+            names = ", ".join(map(shown, list(table.columns)[:12])) or "none"
+            raise RequestError(
+                f"{option}: {shown(name)!r} is no column of {shown(file)}; "
+                f"columns: {names}{nearest(name, table.columns)}"
+            )
+        fits = found == "text" if kind == "text" else found.startswith(LISTS)
+        if not fits and found != "any":
+            raise RequestError(f"{option}: {shown(name)!r} of {shown(file)} is {found}; allowed: {kind}")
 
 
 def _opened(file: str) -> Any:
@@ -116,8 +137,8 @@ def _table(file: str, stream: Any) -> Table:
         raise _unreadable(file, error) from None
 
 
-def _translated(file: str, rows: Iterator[Row]) -> Iterator[Row]:
-    """Rows; whatever goes wrong with them names the file."""
+def _translated(file: str, rows: Iterator[T]) -> Iterator[T]:
+    """What is made of rows; whatever goes wrong with them names the file."""
     try:
         yield from rows
     except RunError as error:
@@ -137,11 +158,22 @@ def _unreadable(file: str, error: Exception) -> RunError:
     return RunError(f"{shown(file)}: cannot be read as {format_of(file)}: {first_line(error)}")
 
 
-def _text(number: int, value: object) -> Row:
-    if value is None or isinstance(value, str):
-        return Row(number, value)
-    kind = KINDS.get(type(value), type(value).__name__)
-    raise RunError(f"row {number}: {shown(value)} is {kind}; allowed: text, or null for a row to skip")
+def text_of(where: str, value: object) -> str:
+    """A value that has to be text. Raises RunError, which begins with `where`, if it is none."""
+    if not isinstance(value, str):
+        raise RunError(f"{where}: {described(value)}; allowed: text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{where}: character {error.start} is half of a pair (\\ud8..), which is no text") from None
+    return value
+
+
+def described(value: object) -> str:
+    """A value and its type, in words."""
+    if value is None:
+        return "nothing is there"
+    return f"{shown(value)} is {KINDS.get(type(value)) or one(type(value).__name__)}"
 
 
 # -------------------------------------------------------------------------------------------------- parquet and arrow
@@ -161,8 +193,8 @@ def _parquet(stream: Any) -> Table:
 
     file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
 
-    def rows(column: str) -> Iterator[Row]:
-        yield from _numbered(batch.column(0) for batch in file.iter_batches(ROWS, columns=[column]))
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        return _numbered(file.iter_batches(ROWS, columns=list(columns)), columns)
 
     return Table(_columns(file.schema_arrow), rows, file.metadata.num_rows)
 
@@ -175,19 +207,20 @@ def _arrow(stream: Any) -> Table:
     if start == b"ARROW1":
         file = pyarrow.ipc.open_file(stream)
         batches = (file.get_batch(i) for i in range(file.num_record_batches))
-        return Table(_columns(file.schema), lambda column: _numbered(batch.column(column) for batch in batches))
+        return Table(_columns(file.schema), lambda columns: _numbered(batches, columns))
     reader = pyarrow.ipc.open_stream(stream)
-    return Table(_columns(reader.schema), lambda column: _numbered(batch.column(column) for batch in reader))
+    return Table(_columns(reader.schema), lambda columns: _numbered(reader, columns))
 
 
-def _numbered(columns: Iterator[Any]) -> Iterator[Row]:
+def _numbered(batches: Iterable[Any], columns: Sequence[str]) -> Iterator[Row]:
     done = 0
-    for column in columns:
-        for start in range(0, len(column), ROWS):
-            values = column.slice(start, ROWS).to_pylist()
-            for number, value in enumerate(values, done + 1):
-                yield _text(number, value)
-            done += len(values)
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS):
+            part = batch.slice(start, ROWS)
+            values = zip(*(part.column(name).to_pylist() for name in columns), strict=True)
+            for number, found in enumerate(values, done + 1):
+                yield Row(number, found)
+            done += part.num_rows
 
 
 # ------------------------------------------------------------------------------------------------------ JSON and CSV
@@ -204,14 +237,16 @@ def _json(stream: Any) -> Table:
         lines = _objects(stream)
         begin = [item for _, item in zip(range(FIRST), lines, strict=False)]
         rest = lines
-    columns = {key: "text" for _, found in begin if isinstance(found, dict) for key in found}
+    names = {key: "any" for _, found in begin if isinstance(found, dict) for key in found}
 
-    def rows(column: str) -> Iterator[Row]:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
         for objects in (begin, rest):
             for number, found in objects:
-                yield _value(number, found, column)
+                if not isinstance(found, dict):
+                    raise RunError(f"row {number}: {shown(found)} is no JSON object")
+                yield Row(number, tuple(found.get(column) for column in columns))
 
-    return Table(columns, rows)
+    return Table(names, rows)
 
 
 def _objects(stream: Any) -> Iterator[tuple[int, Any]]:
@@ -228,17 +263,6 @@ def _objects(stream: Any) -> Iterator[tuple[int, Any]]:
             raise RunError(f"row {number}: byte {error.start} (0x{line[error.start]:02x}) is not UTF-8") from None
 
 
-def _value(number: int, found: Any, column: str) -> Row:
-    if not isinstance(found, dict):
-        raise RunError(f"row {number}: {shown(found)} is no JSON object")
-    row = _text(number, found.get(column))
-    try:
-        row.text and row.text.encode()
-    except UnicodeEncodeError as error:
-        raise RunError(f"row {number}: character {error.start} is half of a pair (\\ud8..), which is no text") from None
-    return row
-
-
 def _csv(stream: Any) -> Table:
     """CSV has no types: every value is text, a missing one none."""
     csv.field_size_limit(sys.maxsize)
@@ -247,9 +271,9 @@ def _csv(stream: Any) -> Table:
     delimiter = "\t" if "\t" in start and "," not in start.split("\t")[0] else ","
     names = next(csv.reader([start], delimiter=delimiter), [])
 
-    def rows(column: str) -> Iterator[Row]:
-        at = names.index(column)
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        places = [names.index(column) for column in columns]
         for number, row in enumerate(csv.reader(text, delimiter=delimiter, strict=True), 1):
-            yield Row(number, row[at] if at < len(row) else None)
+            yield Row(number, tuple(row[at] if at < len(row) else None for at in places))
 
     return Table(dict.fromkeys(names, "text"), rows)

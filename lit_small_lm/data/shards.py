@@ -16,11 +16,12 @@ import numpy as np
 from lit_small_lm.data.cache import digests_of, replace_file, sha256_of, stamp
 from lit_small_lm.data.duplicates import SKETCH
 from lit_small_lm.data.encoding import Encoded, ReadTo
+from lit_small_lm.data.given import NOTHING_GIVEN
 from lit_small_lm.data.splits import SPLITS
 from lit_small_lm.errors import RunError, shown
 from lit_small_lm.plugin import Split
 
-ARRAYS = ("documents", "sketches")
+ARRAYS = ("documents", "given", "sketches")
 AGAIN = "delete the folder and prepare again"
 
 
@@ -38,11 +39,14 @@ class SplitTokens:
     Args:
         pieces: the stream in order, as arrays of ids or files of them; the last end token included.
         starts: (documents,) where each document begins.
+        given: (R, 2) runs of the stream that are given.
     """
 
-    def __init__(self, pieces: Sequence[np.ndarray | TokenFile], starts: np.ndarray) -> None:
+    def __init__(
+        self, pieces: Sequence[np.ndarray | TokenFile], starts: np.ndarray, given: np.ndarray = NOTHING_GIVEN
+    ) -> None:
         self.pieces = [piece for piece in pieces if _length(piece)]
-        self.starts = np.asarray(starts, dtype=np.int64)
+        self.starts, self.given = np.asarray(starts, dtype=np.int64), given
         self._ends = np.cumsum([_length(piece) for piece in self.pieces]).tolist()
         self._open: dict[int, int] = {}
 
@@ -91,7 +95,7 @@ def _length(piece: np.ndarray | TokenFile) -> int:
 
 
 class ShardWriter:
-    """Writes one shard: for each split its tokens, where its documents begin, and their sketches.
+    """Writes one shard: for each split its tokens, where its documents begin, what is given, and their sketches.
 
     Args:
         folder: of the store.
@@ -121,10 +125,11 @@ class ShardWriter:
         files: list[Path] = []
         for split, part in self.splits.items():
             part.close()
-            documents, sketches = (self.folder / name_of(self.number, split, f"{what}.npy") for what in ARRAYS)
+            documents, given, sketches = (self.folder / name_of(self.number, split, f"{what}.npy") for what in ARRAYS)
             np.save(documents, part.starts())
+            np.save(given, part.given())
             np.save(sketches, part.sketches())
-            files += [self.folder / name_of(self.number, split, "tokens"), documents]
+            files += [self.folder / name_of(self.number, split, "tokens"), documents, given]
         record = {
             "number": self.number,
             "position": list(position),
@@ -150,6 +155,7 @@ class _SplitWriter:
         self.stream = file.open("wb")
         self.tokens = self.bytes = 0
         self._starts: list[np.ndarray] = [np.empty(0, np.int64)]
+        self._given: list[np.ndarray] = [NOTHING_GIVEN]
         self._sketches: list[np.ndarray] = [np.empty((0, SKETCH), np.uint64)]
 
     def add(self, part: Encoded) -> None:
@@ -159,6 +165,7 @@ class _SplitWriter:
             where = shown(str(self.stream.name))
             raise RunError(f"{where}: cannot be written; is the disk full? ({error.strerror or error})") from None
         self._starts.append(part.starts + self.tokens)
+        self._given.append(part.given + self.tokens)
         self._sketches.append(part.sketches)
         self.tokens += len(part.tokens)
         self.bytes += part.size
@@ -166,11 +173,16 @@ class _SplitWriter:
     def starts(self) -> np.ndarray:
         return np.concatenate(self._starts)
 
+    def given(self) -> np.ndarray:
+        return np.concatenate(self._given)
+
     def sketches(self) -> np.ndarray:
         return np.concatenate(self._sketches)
 
     def counts(self) -> dict[str, int]:
-        return {"documents": sum(map(len, self._starts)), "tokens": self.tokens, "bytes": self.bytes}
+        given, documents = self.given(), sum(map(len, self._starts))
+        given_tokens = int((given[:, 1] - given[:, 0]).sum())
+        return {"documents": documents, "tokens": self.tokens, "bytes": self.bytes, "given": given_tokens}
 
     def close(self) -> None:
         self.stream.flush()
@@ -191,11 +203,13 @@ def finished_shards(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def token_file(folder: Path, split: Split, shard: Mapping[str, Any], dtype: str) -> tuple[TokenFile, np.ndarray]:
-    """The tokens of a split in a shard, and where its documents begin."""
+def read_shard(
+    folder: Path, split: Split, shard: Mapping[str, Any], dtype: str
+) -> tuple[TokenFile, np.ndarray, np.ndarray]:
+    """The tokens of a split in a shard, where its documents begin, and what of them is given."""
     number, length = shard["number"], shard["splits"][split]["tokens"]
-    starts = np.load(folder / name_of(number, split, "documents.npy"))
-    return TokenFile(folder / name_of(number, split, "tokens"), length, dtype), starts
+    starts, given = (np.load(folder / name_of(number, split, f"{what}.npy")) for what in ARRAYS[:2])
+    return TokenFile(folder / name_of(number, split, "tokens"), length, dtype), starts, given
 
 
 def check_shard(folder: Path, shard: Mapping[str, Any], split: Split | None = None, *, every: bool = False) -> int:

@@ -1,15 +1,17 @@
 """Which split a text belongs to: decided by the text alone, so equal documents never stand on both sides.
 
 A document whose SHA-256 is 0 modulo 40 is for validation, 1 for the test. Where that would leave a split of a small
-corpus empty (one file, or a handful), the held-out parts are the end of every document instead.
+corpus empty (one file, or a handful), the held-out parts are the end of every document instead; where documents cannot
+be cut, because a part of each is given, the documents with the least digests.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
+from lit_small_lm.data.given import check_given
 from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Document, Source, Split
 
@@ -19,9 +21,10 @@ SHARES = 40
 FEW = 400
 """Documents from which on no split of a corpus is expected to be empty."""
 ENDS = 0.05
-"""Of every document, once for validation and once for the test, where documents are too few to hold out whole ones."""
+"""Of every document, once for validation and once for the test, where documents are too few to hold out whole ones; of
+documents that are never cut, that share of them."""
 SLICE = 1 << 20
-Rule = Literal["whole", "ends"]
+Rule = Literal["whole", "ends", "least"]
 
 
 class Piece(NamedTuple):
@@ -31,6 +34,8 @@ class Piece(NamedTuple):
     text: str
     digest: int
     """The first 64 bits of the SHA-256 of its text."""
+    given: tuple[tuple[int, int], ...] = ()
+    """See `Document`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +43,39 @@ class Splits:
     """How a corpus is split."""
 
     rule: Rule
-    """whole: documents by the digest of their text; ends: the end of every document is held out."""
+    """whole: documents by the digest of their text; ends: the end of every document is held out; least: the documents
+    with the least digests are."""
+    limits: tuple[int, int] = (0, 0)
+    """For "least": digests below the first are for validation, others below the second for the test."""
 
     @staticmethod
     def of(source: Source) -> "Splits":
         """The rule for a source, from its first 400 documents.
 
         Raises:
-            RequestError: it holds no text.
+            RequestError: it holds no text, or too few documents that cannot be cut.
         """
-        found, count = set(), 0
+        digests, whole = [], False
         for document in islice(full_documents(source), FEW):
-            found.add(split_of(digest_of(document.text)))
-            count += 1
-        if not count:
+            digests.append(digest_of(document.text))
+            whole |= bool(document.given)
+        if not digests:
             raise RequestError(f"data.source: {shown(str(source))} holds no text")
-        return Splits("whole" if count == FEW or len(found) == len(SPLITS) else "ends")
+        if len(digests) == FEW or len(set(map(split_of, digests))) == len(SPLITS):
+            return Splits("whole")
+        return Splits.least(digests) if whole else Splits("ends")
+
+    @staticmethod
+    def least(digests: Sequence[int]) -> "Splits":
+        """A twentieth of these documents each for validation and for the test, one at least."""
+        found = sorted(set(digests))
+        if len(found) < len(SPLITS):
+            raise RequestError(
+                f"data.source: {len(found)} different documents, which cannot be cut; needed: {len(SPLITS)} at least, "
+                "to train, to validate and to test on"
+            )
+        share = max(1, round(len(found) * ENDS))
+        return Splits("least", (found[share], found[2 * share]))
 
     def pieces(self, document: Document) -> list[tuple[Split, str]]:
         """The split and text of each piece of a document; nothing of an empty one."""
@@ -63,10 +85,17 @@ class Splits:
         """As `pieces`, with the digest of each text."""
         if is_empty(document.text):
             return []
-        if self.rule == "whole":
+        if self.rule != "ends":
+            check_given(document)
             digest = digest_of(document.text)
-            return [Piece(split_of(digest), document.text, digest)]
+            return [Piece(self._of_whole(digest), document.text, digest, document.given)]
         return [Piece(split, text, digest_of(text)) for split, text in split_ends(document.text)]
+
+    def _of_whole(self, digest: int) -> Split:
+        if self.rule == "whole":
+            return split_of(digest)
+        validation, test = self.limits
+        return "validation" if digest < validation else "test" if digest < test else "train"
 
 
 def full_documents(source: Source) -> Iterator[Document]:

@@ -20,13 +20,14 @@ from lit_small_lm.data.cache import key_of, replace_file
 from lit_small_lm.data.duplicates import count
 from lit_small_lm.data.encoding import ReadTo, dtype_of, text_batches
 from lit_small_lm.data.progress import Meter, Tell
-from lit_small_lm.data.shards import AGAIN, ShardWriter, SplitTokens, check_shard, finished_shards, name_of, token_file
+from lit_small_lm.data.shards import AGAIN, ShardWriter, SplitTokens, check_shard, finished_shards, name_of, read_shard
 from lit_small_lm.data.splits import SPLITS, Splits
 from lit_small_lm.data.tokenizer import check_specials, digest
 from lit_small_lm.errors import RequestError, RunError, shown
 from lit_small_lm.plugin import Encoder, Source, Split, Tokenizer
 
-FORMAT = 2
+FORMAT = 3
+"""Since 3 it says what of the documents is given."""
 SHARD_TOKENS = 1 << 26
 """Tokens after which a shard is closed, at the end of a batch of documents."""
 SMALL = 16 * 10**6
@@ -93,15 +94,16 @@ class TokenStore:
             RunError: a file has not the recorded size, or was changed and has not the recorded digest.
         """
         manifest = self._manifest
-        pieces, starts, at = [], [], 0
+        pieces, starts, given, at = [], [], [], 0
         for shard in manifest["shards"]:
             check_shard(self.folder, shard, split)
-            piece, found = token_file(self.folder, split, shard, manifest["dtype"])
+            piece, documents, runs = read_shard(self.folder, split, shard, manifest["dtype"])
             pieces.append(piece)
-            starts.append(found + at)
+            starts.append(documents + at)
+            given.append(runs + at)
             at += piece.length
         end = np.array([self.encoder.specials.end], manifest["dtype"])
-        return SplitTokens([*pieces, end], np.concatenate(starts))
+        return SplitTokens([*pieces, end], np.concatenate(starts), np.concatenate(given))
 
     def verify(self) -> int:
         """Read every file and compare its digest; returns the bytes read. Raises RunError naming the shard."""
@@ -199,7 +201,8 @@ def _sketches(folder: Path, number: int, split: Split) -> np.ndarray:
 
 
 def _total(records: list[dict[str, Any]], split: Split) -> dict[str, int]:
-    return {what: sum(record["splits"][split][what] for record in records) for what in ("documents", "tokens", "bytes")}
+    counts = ("documents", "tokens", "bytes", "given")
+    return {what: sum(record["splits"][split][what] for record in records) for what in counts}
 
 
 def _place_of(folder: Path, number: int, dtype: str, vocab_size: int) -> str:

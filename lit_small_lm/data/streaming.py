@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_small_lm.data.encoding import Cut, ReadTo, text_batches
+from lit_small_lm.data.given import refuse_given
 from lit_small_lm.data.loader import State, assemble, passed_on, raised
 from lit_small_lm.data.mixture import Interleaving, naming
 from lit_small_lm.data.packing import ArrayStream, Packed, Packing, pack
@@ -101,6 +102,7 @@ class Reader:
     def _encoded(self, cuts: Sequence[Cut], before: list[np.ndarray]) -> list[np.ndarray]:
         """The ids of each document; a run of a long document is added to the document it belongs to."""
         found: list[np.ndarray] = []
+        refuse_given(any(cut.given for cut in cuts))
         for cut, ids in zip(cuts, self.encoder.encode([cut.text for cut in cuts]), strict=True):
             if cut.begins:
                 found.append(np.array(ids, dtype=np.int64))

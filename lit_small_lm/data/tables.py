@@ -4,7 +4,9 @@
 without a copy (see `rows`). A hub's file stands for itself by its revision and path, a local one by its content.
 """
 
+import abc
 import contextlib
+import functools
 import glob
 import hashlib
 import logging
@@ -17,7 +19,7 @@ from typing import NamedTuple
 
 from lit_small_lm.data.cache import Stamp, check_unchanged, digests_of, stamp
 from lit_small_lm.data.hub import may_be_on_a_hub
-from lit_small_lm.data.rows import FORMATS, format_of, look, read_rows
+from lit_small_lm.data.rows import FORMATS, Column, Row, described, format_of, look, read_rows, text_of
 from lit_small_lm.errors import RequestError, RunError, first_line, nearest, shown
 from lit_small_lm.plugin import Document, Source, SourcePart
 
@@ -31,12 +33,8 @@ class _File(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFDataset(Source):
-    """Rows of parquet, JSON lines, CSV or arrow files, by Hugging Face datasets; every row is a document.
-
-    Rows whose text is null, missing or white space are skipped and counted. A value that is not text is an error that
-    names file and row; in CSV, which has no types, every value is text.
-    """
+class Tables(Source):
+    """Rows of files, every one a document; what of a row makes its text is said by subclasses."""
 
     path: str | None = None
     """A data set's name on the hub, or a local file, folder or pattern, such as my_data/*.parquet."""
@@ -44,10 +42,20 @@ class HFDataset(Source):
     """The configuration of a data set that has several."""
     split: str = "train"
     """Which of the data set's own splits to read; what is held out is chosen from it by the documents' text."""
-    text_column: str = "text"
-    """The column that holds the text."""
     revision: str | None = None
     """A commit, tag or branch of a data set on the hub; null: the newest."""
+
+    @abc.abstractmethod
+    def columns(self) -> Sequence[Column]:
+        """The columns that are read. Raises RequestError where they are asked for in a way that cannot be."""
+
+    @abc.abstractmethod
+    def document(self, name: str, row: Row) -> Document:
+        """The document of a row, called `name`. Raises RunError, which begins with the row, if there cannot be one."""
+
+    def decides(self) -> Sequence[str]:
+        """What decides the text of a row beside its content: part of the fingerprint."""
+        return [column.name for column in self.columns()]
 
     def parts(self) -> Sequence[SourcePart]:
         return self._parts
@@ -56,8 +64,8 @@ class HFDataset(Source):
         address, before = self._files[part]
         if before is not None:
             check_unchanged(Path(address), before)
-        for number, text in read_rows(address, self.text_column):
-            yield Document(f"{address}, row {number}", text or "")
+        make = functools.partial(_document, self, address)
+        yield from read_rows(address, self.columns(), make)
         if before is not None:
             check_unchanged(Path(address), before)
 
@@ -80,17 +88,43 @@ class HFDataset(Source):
     def _parts(self) -> list[SourcePart]:
         addresses = [file.address for file in self._files]
         on_hub = self._files[0].before is None
-        counts = [look(address, self.text_column) for address in (addresses[:1] if on_hub else addresses)]
+        columns = self.columns()
+        counts = [look(address, columns) for address in (addresses[:1] if on_hub else addresses)]
         counts += [0] * (len(addresses) - len(counts))
         digests = addresses if on_hub else digests_of([Path(address) for address in addresses])
         return [
-            SourcePart(address, before[0] if before else 0, _digest(digest, self.text_column), count)
+            SourcePart(address, before[0] if before else 0, _digest(digest, *self.decides()), count)
             for (address, before), digest, count in zip(self._files, digests, counts, strict=True)
         ]
 
 
-def _digest(content: str, column: str) -> str:
-    return hashlib.sha256(f"{content}\n{column}".encode()).hexdigest()
+def _document(source: Tables, address: str, row: Row) -> Document:
+    return source.document(f"{address}, row {row.number}", row)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFDataset(Tables):
+    """Rows of parquet, JSON lines, CSV or arrow files, by Hugging Face datasets; every row is a document.
+
+    Rows whose text is null, missing or white space are skipped and counted. A value that is not text is an error that
+    names file and row; in CSV, which has no types, every value is text.
+    """
+
+    text_column: str = "text"
+    """The column that holds the text."""
+
+    def columns(self) -> Sequence[Column]:
+        return [Column(self.text_column, "data.source.text_column")]
+
+    def document(self, name: str, row: Row) -> Document:
+        (value,) = row.values
+        if value is not None and not isinstance(value, str):
+            raise RunError(f"row {row.number}: {described(value)}; allowed: text, or null for a row to skip")
+        return Document(name, text_of(f"row {row.number}", value or ""))
 
 
 # -------------------------------------------------------------------------------------------------------- local files
@@ -123,7 +157,7 @@ def _saved_to_disk(root: Path, split: str) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------- datasets
-def _of_hub(source: HFDataset) -> list[str]:
+def _of_hub(source: Tables) -> list[str]:
     return _resolved(source.path, source.subset, source.split, source.revision, source.path)
 
 

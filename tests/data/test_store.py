@@ -219,7 +219,7 @@ def made(tiny_text, tmp_path, small):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "tokenizer.json"])
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 2}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 3}'])
 def test_a_damaged_description_of_a_store_is_named(name, content, made):
     (made.folder / name).write_text(content)
     with pytest.raises(RunError, match=f"token store: .*{name} (cannot be read|is damaged)"):
@@ -300,7 +300,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_named(made):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 1}, "format 1; this version reads 2"),
+        ({"format": 1}, "format 1; this version reads 3"),
         ({"dtype": "int32"}, "ids are int32, which may be negative"),
         ({"tokenizer": "0" * 64}, "made with tokenizer 0000000000000000, this one is 7dd98af619ce4a56"),
     ],

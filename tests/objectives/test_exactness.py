@@ -13,6 +13,7 @@ from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.objectives import masking
 from lit_small_lm.objectives.block_diffusion import BlockDiffusion
+from lit_small_lm.objectives.joint import JointDiffusion
 from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.objectives.noise import ClippedNoise, CosineNoise, LinearNoise, LogLinearNoise, PolynomialNoise
@@ -70,6 +71,8 @@ def restored(net, objective, text, masked):
         places = [place for place in masked if start <= place + 1 < stop]
         now[[place + 1 for place in places]] = MASK
         view = Visibility.rows(now.unsqueeze(0), kind="block", block_size=size)
+        if objective.decoding().clean == "causal":
+            view = dataclasses.replace(view, finished=start)
         with torch.no_grad():
             logits = net(now.unsqueeze(0), Context(view))[0]
         logits[:, MASK] = -math.inf
@@ -89,10 +92,12 @@ def subsets(places):
     return [chosen for count in range(1, len(places) + 1) for chosen in itertools.combinations(places, count)]
 
 
-def bound(net, objective, text):
-    """The sum over units, and over the ways to mask k of L places, of their nats over k times the number of ways."""
+def bound(net, objective, text, given=0):
+    """The sum over units, and over the ways to mask k of L places behind those given, of their nats over k times the
+    number of ways."""
     total = 0.0
     for places in units(objective, len(text)):
+        places = [place for place in places if place >= given]
         for chosen in subsets(places):
             share = len(chosen) * math.comb(len(places), len(chosen))
             total += sum(restored(net, objective, text, chosen).values()) / share
@@ -163,6 +168,26 @@ def test_the_mean_over_counts_and_subsets_is_the_bound(name, choose):
     choose([(step + 0.5) / steps for step, _ in cases], [draws for _, draws in cases])
     total = losses(NET, objective, [TEXT] * len(cases)).mean().item()
     assert total == pytest.approx(bound(NET, objective, TEXT), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "joint"])
+def test_behind_a_prompt_the_bound_is_that_of_the_response(name, choose):
+    """The first two tokens are given: they are not among the ways to mask, and lie in a block with some that are."""
+    objective, text, given = {**OBJECTIVES, "joint": JointDiffusion(block_size=2)}[name], [1, 4, *TEXT], 2
+    sizes = [sum(place >= given for place in places) for places in units(objective, len(text))]
+    steps = math.lcm(*(size for size in sizes if size))
+    cases = list(itertools.product(range(steps), itertools.permutations([0.1, 0.2, 0.3])))
+    choose([(step + 0.5) / steps for step, _ in cases], [[0.0, 0.0, *draws] for _, draws in cases])
+    response = (torch.arange(len(text)) >= given).expand(len(cases), -1)
+    query, columns, _ = objective.measured(batch_of([text] * len(cases), loss_mask=response), (0, 0))
+    with torch.no_grad():
+        nll = net_nats(query) * query.weights
+    assert (columns % (len(text) + 1) > given).all(), "a column further: the beginning"
+    assert nll.sum().item() / len(cases) == pytest.approx(bound(NET, objective, text, given), rel=1e-10)
+
+
+def net_nats(query):
+    return NET(query.tokens, query.context(), query.targets, query.scored)
 
 
 def test_log_linear_noise_leaves_out_the_last_epsilon(choose):

@@ -56,6 +56,9 @@ CASES = {
     "diffusion, by blocks": (
         ["--model", "DiffusionLM", "--model.objective", "JointDiffusion", "--model.objective.estimator",
          "complementary", "--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "4"], 7),
+    "prompts and responses": (
+        ["--model", "DiffusionLM", "--model.objective", "BlockDiffusion", "--data.source", "Responses",
+         "--trainer.val_check_interval", "4", "--data.source.path", "PAIRS"], 7),
     "epochs, not steps": (["--trainer.max_steps", "-1", "--trainer.max_epochs", "3", "--data.batch_size", "EPOCH"], 4),
 }  # fmt: skip
 
@@ -78,6 +81,10 @@ def test_resumed_equals_uninterrupted(case, tmp_path, tiny, lines, monkeypatch, 
         text = tmp_path / "small.txt"
         text.write_text("a few words and then some more of them " * 10)
         extra = [*(value.replace("EPOCH", "4") for value in extra), "--data.source.path", str(text)]
+    if "PAIRS" in extra:
+        pairs = tmp_path / "pairs.jsonl"
+        pairs.write_text("".join(f'{{"prompt": "{n} and", "response": "{n % 7}"}}\n' for n in range(99)))
+        extra = [value.replace("PAIRS", str(pairs)) for value in extra]
     argv = ["fit", *tiny, *ODD, *extra]
     assert main([*argv, "--run_dir", str(tmp_path / "whole")]) == 0
     with monkeypatch.context():
