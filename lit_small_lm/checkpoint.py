@@ -7,7 +7,7 @@ import dataclasses
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,30 @@ def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {
         key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")
     }
+
+
+def grown(
+    state: Mapping[str, Tensor], rows: int, known: int | None = None, fresh: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """A network's state with `rows` rows in embedding and head; each new one is the mean of those that were there.
+
+    Logits of the old ids stay what they were. A new id's is the mean of theirs, so that it adds at most one part in V
+    to the softmax's sum (Jensen's inequality; Hewitt 2021, "Initializing new word embeddings for pretrained language
+    models").
+
+    Args:
+        state: of the network.
+        rows: how many it shall have, at least those it has.
+        known: how many of its rows, the first ones, belong to tokens; None: all.
+        fresh: rows it may have, but that belonged to no token; they become the mean as well.
+    """
+    found = dict(state)
+    for name in {"embed.weight", "head.weight"} & set(state):
+        table = state[name]  # (V, D)
+        mean = table[:known].mean(0, keepdim=True)
+        found[name] = torch.cat([table, mean.expand(rows - len(table), -1)])
+        found[name][list(fresh)] = mean
+    return found
 
 
 def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:

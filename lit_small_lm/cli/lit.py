@@ -18,7 +18,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_small_lm import __version__
-from lit_small_lm.cli import lightning_parts, report, room, run_options, stops
+from lit_small_lm.cli import converting, lightning_parts, report, room, run_options, stops
 from lit_small_lm.cli.preparation import Shown
 from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import Start
@@ -287,7 +287,7 @@ class LitCLI(LightningCLI):
         self.model.activation_checkpointing, self.model.draws = config.activation_checkpointing, config.draws
         self.model.seed = self.datamodule.seed = config.seed_everything
         self.model.origin = self.start.record
-        self.datamodule.encoder_record, self.datamodule.max_tokens = self.start.encoder, config.max_tokens
+        self.datamodule.encoder_record, self.datamodule.max_tokens = self.start.encoder(self.model), config.max_tokens
         if self.subcommand == "fit":
             self.model.config, self.model.init_from = self.config_text, self.options.init_from
 
@@ -315,7 +315,8 @@ class LitCLI(LightningCLI):
         step and comes after every line of it."""
         step = self.start.step if self.options.resume else 0
         self.files = RunFiles(self.config_text, self.options.run_dir, step)
-        shown = [report.Announcement(settings.trainer.precision, self.why), RunProgress()]
+        begun = converting.begun(self.model, self.options.init_from, self.start.record)
+        shown = [report.Announcement(settings.trainer.precision, self.why), *begun, RunProgress()]
         quiet = settings.trainer.enable_progress_bar is False
         metrics = [StepMetrics(), settings.depth]
         return [*metrics, settings.schedule, self.files, *([] if quiet else shown), settings.checkpoints]

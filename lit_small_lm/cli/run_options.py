@@ -58,10 +58,9 @@ class Start:
     notice: str = ""
     """What the user should know of it."""
 
-    @property
-    def encoder(self) -> dict[str, object] | None:
-        """The record of its tokenizer, which goes with its weights."""
-        return None if self.record is None else self.record["tokenizer"]["record"]
+    def encoder(self, model: Any) -> dict[str, object] | None:
+        """The record of the tokenizer that goes with its weights in a model that goes on from them."""
+        return None if self.record is None else model.tokenizer_of(self.record).record()
 
 
 def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

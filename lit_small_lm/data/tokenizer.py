@@ -180,6 +180,16 @@ class BPEEncoder(Encoder):
             lengths[index] = 0 if token.special else len(token.content.encode())
         return lengths
 
+    def with_mask(self) -> "BPEEncoder":
+        if self.specials.mask is not None:
+            return self
+        library = type(self.library).from_str(self._json)
+        mask = unused(MASK, self._vocabulary)
+        library.add_special_tokens([mask])
+        end, pad, _ = self._names
+        rows = None if self._rows is None else max(self._rows, 1 + max(library.get_vocab().values()))
+        return BPEEncoder(library.to_str(), (end, pad, mask), self._begin, rows)
+
     def tokenizer_json(self) -> str:
         return self._json
 
@@ -271,6 +281,12 @@ class IdEncoder(Encoder):
 
     def byte_lengths(self) -> Tensor:
         return torch.zeros(self.specials.vocab_size, dtype=torch.long)
+
+    def with_mask(self) -> "IdEncoder":
+        rows = self.specials.vocab_size
+        if self.specials.mask is not None:
+            return self
+        return IdEncoder(self.specials._replace(vocab_size=rows + 1, mask=rows))
 
     def record(self) -> dict[str, object]:
         return {"type": "ids", "specials": self.specials._asdict()}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_small_lm.checkpoint import RECORD, LanguageModel, checkpoint_name, make_record
+from lit_small_lm.checkpoint import RECORD, LanguageModel, checkpoint_name, grown, make_record
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RunError
 from lit_small_lm.hf.importing import Imported
@@ -15,20 +15,6 @@ from lit_small_lm.hf.tokens import Found
 
 FEW = 16
 """Positions of the random texts that networks are compared on."""
-
-
-def grown(imported: Imported, rows: int) -> dict[str, Tensor]:
-    """The network's state with `rows` rows in embedding and head; each new one is the mean of those that were there.
-
-    Logits of the old ids stay what they were. A new id's is the mean of theirs, so that it adds at most one part in V
-    to the softmax's sum (Jensen's inequality; Hewitt 2021, "Initializing new word embeddings for pretrained language
-    models").
-    """
-    state = dict(imported.state)
-    for name in {"embed.weight", "head.weight"} & set(state):
-        table = state[name]  # (V, D)
-        state[name] = torch.cat([table, table.mean(0, keepdim=True).expand(rows - len(table), -1)])
-    return state
 
 
 def write_checkpoint(folder: Path, imported: Imported, tokens: Found, config: str) -> Path:
@@ -55,7 +41,7 @@ def write_checkpoint(folder: Path, imported: Imported, tokens: Found, config: st
         corpus=None,
         imported=origin(imported),
     )
-    state = grown(imported, tokens.encoder.specials.vocab_size)
+    state = grown(imported.state, tokens.encoder.specials.vocab_size)
     content = {
         "state_dict": {f"net.{name}": tensor for name, tensor in state.items()},
         RECORD: record,

@@ -16,7 +16,7 @@ from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import fold
 from lit_small_lm.objectives.denoising import Denoising, Estimate, mask_of
 from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
-from lit_small_lm.plugin import Batch, Shape
+from lit_small_lm.plugin import Batch, Encoder, Shape
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.training.lit import LanguageModule, counted
 from lit_small_lm.training.score import METRICS, DocumentNLL, named
@@ -57,6 +57,10 @@ class DiffusionLM(LanguageModule):
                 f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions, and {type(self).__name__} "
                 "needs one more than a row has targets"
             )
+
+    def tokenizer_of(self, record: Mapping[str, Any]) -> Encoder:
+        """A checkpoint's tokenizer; one without a mask is given one, for which the network gets a row."""
+        return super().tokenizer_of(record).with_mask()
 
     def configure_model(self) -> None:
         mask_of(self.encoder.specials, type(self.objective).__name__)

@@ -16,14 +16,14 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit
-from lit_small_lm.checkpoint import at, make_record, record_of, recorded_dims, weights_of
+from lit_small_lm.checkpoint import at, encoder_of, grown, make_record, record_of, recorded_dims, weights_of
 from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import fold, seed_all
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.outputs import check_outputs
 from lit_small_lm.planning.counts import size
 from lit_small_lm.planning.outline import Outline
-from lit_small_lm.plugin import Batch, Context, Dims, Encoder, Objective, Optim, Query, Shape, Source, Split
+from lit_small_lm.plugin import Batch, Context, Dims, Encoder, Objective, Optim, Query, Shape, Source, Specials, Split
 from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
@@ -108,6 +108,10 @@ class LanguageModule(LightningModule, abc.ABC):
         """The tokenizer, which belongs to the data module."""
         return self.trainer.datamodule.encoder
 
+    def tokenizer_of(self, record: Mapping[str, Any]) -> Encoder:
+        """The tokenizer to go on with from a checkpoint's record."""
+        return encoder_of(record)
+
     def configure_model(self) -> None:
         """Build the network once the tokenizer is known."""
         if self.net is not None:
@@ -141,10 +145,11 @@ class LanguageModule(LightningModule, abc.ABC):
 
     def _take_weights(self, path: Path) -> None:
         checkpoint = at(path)
-        if record_of(checkpoint)["tokenizer"]["record"] != self.encoder.record():
+        record = record_of(checkpoint)
+        if self.tokenizer_of(record).record() != self.encoder.record():
             raise RequestError(f"--init_from {path}: it was trained with another tokenizer")
         try:
-            load_whole(self.net, weights_of(checkpoint))
+            load_whole(self.net, fitted(weights_of(checkpoint), Specials(**record["specials"]), self.encoder.specials))
         except RuntimeError as error:
             lines = str(error).splitlines()
             raise RequestError(
@@ -311,6 +316,13 @@ class AutoregressiveLM(LanguageModule):
         query = self.objective.query(batch, (fold(self.seed, "evaluation"), 0))
         nll = self.net(query.tokens, self.context_of(query), query.targets)
         self.metric.update(nll, batch.doc_ids[:, :-1], counted(query), self.byte_lengths[query.targets])
+
+
+def fitted(state: dict[str, Tensor], before: Specials, now: Specials) -> dict[str, Tensor]:
+    """The weights of a network, with a row for the mask where its tokenizer had none and now has one."""
+    if before.mask is not None or now.mask is None:
+        return state
+    return grown(state, now.vocab_size, before.padding_from, [now.mask])
 
 
 def counted(query: Query) -> Tensor:

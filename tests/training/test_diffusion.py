@@ -71,7 +71,7 @@ def test_the_same_tokens_are_counted_as_by_next_token_prediction(runs, tiny, tmp
 def test_lines_on_the_terminal_name_the_bound_and_its_draws(runs, capsys):
     assert main(["validate", "--run_dir", str(runs / "joint"), "--draws", "2"]) == 0
     said = capsys.readouterr().err
-    assert "nats per token (upper bound of the likelihood's bits, 2 draws; " in said
+    assert "nats per token (upper bound of the likelihood's bits, 2 draws, blocks of 4; " in said
     assert "nats per token (exact likelihood; " in said
 
 
