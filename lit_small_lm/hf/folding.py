@@ -1,7 +1,8 @@
-"""LayerNorm Scaling (arXiv 2502.05795) moved into the gains of its norms: what is left is plain Pre-LN.
+"""Norm schemes that are plainer ones once they are trained, for classes that know no other.
 
-A branch reads factor * norm(x) * gain, so a gain of factor * gain does the same. Exact but for the rounding of one
-product; where training has moved the factor into the gains from the start, nothing is left to do.
+LayerNorm Scaling (arXiv 2502.05795) goes into the gains of its norms, and what is left is Pre-LN: a branch reads
+factor * norm(x) * gain, so a gain of factor * gain does the same. Exact but for the rounding of one product; where
+training has moved the factor into the gains from the start, nothing is left to do. ProRes is the scheme inside it.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.hf.public import Unfit
 from lit_small_lm.hf.tiling import tiled
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+from lit_small_lm.nn.prores import ProRes
 from lit_small_lm.nn.residual import LayerNormScaling, PreNorm
 from lit_small_lm.plugin import Dims, Site
 
@@ -20,12 +22,16 @@ from lit_small_lm.plugin import Dims, Site
 def folded(
     backbone: BackboneSpec, dims: Dims, state: Mapping[str, Tensor]
 ) -> tuple[BackboneSpec, Mapping[str, Tensor]]:
-    """A backbone and its state dict with the factors of LayerNorm Scaling in the gains; any other as it is.
+    """A backbone and its state dict without ProRes and with the factors of LayerNorm Scaling in the gains; any other as
+    it is.
 
     Raises:
         Unfit: the factors are not on norms that have a gain.
     """
     scheme = backbone.norm
+    if isinstance(scheme, ProRes):
+        inner = {name.replace("_path.path.", "_path.", 1): tensor for name, tensor in state.items()}
+        return folded(dataclasses.replace(backbone, norm=scheme.scheme), dims, inner)
     if not isinstance(scheme, LayerNormScaling):
         return alone(backbone, dims), state
     if scheme.factor_on == "branch":

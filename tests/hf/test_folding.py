@@ -1,4 +1,5 @@
-"""LayerNorm Scaling folded into gains: the same function under plain Pre-LN, and a public class for it."""
+"""LayerNorm Scaling folded into gains, and ProRes after its ramp: the same function under plain Pre-LN, and a public
+class for it."""
 
 import dataclasses
 
@@ -15,6 +16,7 @@ from lit_small_lm.nn.mlp import MLP
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.peri_norm import PeriNorm
 from lit_small_lm.nn.positions import Learned
+from lit_small_lm.nn.prores import ProRes
 from lit_small_lm.nn.residual import LayerNormScaling, PreNorm
 from lit_small_lm.shapes import FixedShape
 
@@ -23,6 +25,7 @@ GPT = LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias"))
 SCALED = {
     "Llama": BackboneSpec(norm=LayerNormScaling()),
     "gains of one plus": BackboneSpec(norm=LayerNormScaling(norm=RMSNorm(gain="1+w"))),
+    "faded in": BackboneSpec(norm=ProRes(scheme=ProRes(scheme=LayerNormScaling(), steps=3))),
     "by branch": BackboneSpec(norm=LayerNormScaling(index="branch", power=0.25)),
     "in the gain": BackboneSpec(norm=LayerNormScaling(factor_on="gain")),
     "GPT-2": BackboneSpec(norm=LayerNormScaling(norm=LayerNorm()), layer=GPT, positions=Learned(length=16)),
