@@ -99,7 +99,7 @@ def run(command: str, argv: list[str]) -> int:
     start = Start() if asks_help else run_options.start_of(command, options)
     if start.notice:
         report.say(start.notice)
-    request = check_request(rest, roots(), base=start.config or "", beside=list(vars(options)))
+    request = check_request(rest, roots(), base=start.base, beside=list(vars(options)))
     if command == "fit" and options.init_from and start.record is not None:
         request = request.with_tokenizer(start.record["tokenizer"]["spec"])
     for notice in request.notices:

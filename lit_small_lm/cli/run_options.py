@@ -58,6 +58,15 @@ class Start:
     notice: str = ""
     """What the user should know of it."""
 
+    @property
+    def base(self) -> str:
+        """What the request is laid over, as YAML: the configuration of the run that it goes on with; where it starts
+        from weights alone, the model that they are of."""
+        if self.config is not None or self.record is None:
+            return self.config or ""
+        model = (yaml.safe_load(self.record.get("config") or "") or {}).get("model")
+        return "" if model is None else yaml.safe_dump({"model": model})
+
     def encoder(self, model: Any) -> dict[str, object] | None:
         """The record of the tokenizer that goes with its weights in a model that goes on from them."""
         return None if self.record is None else model.tokenizer_of(self.record).record()
