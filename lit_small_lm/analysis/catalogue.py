@@ -124,9 +124,10 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "usefulness": Analysis(
         "Usefulness",
-        "By how much the loss rises, relative to it, when the layer's best affine map stands in its place. Below a "
-        "tenth (the line) the layer counts as replaceable.",
-        "Exact on this text; the maps are fitted on the same positions, which flatters them. " + PAIRED,
+        "By how much the loss rises when the layer's best affine map stands in its place. Below a tenth of the loss "
+        "(the line) the layer counts as replaceable.",
+        "Exact on this text, but the maps are fitted on the same positions, which flatters them; standard errors of "
+        "paired differences.",
         lambda subject, _, tell: influence.useful(subject, tell),
         lambda depth, _: Cost(depth * (depth + 3) / 2, depth),
     ),

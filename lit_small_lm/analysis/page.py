@@ -20,14 +20,16 @@ h1{font-size:1.5rem;margin:.5rem 0}
 h2{font-size:1.2rem;margin:2.2rem 0 .3rem;border-top:1px solid var(--line);padding-top:1rem}
 p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}img{max-width:100%;height:auto;display:block}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
-td,th{padding:.15rem .5rem;text-align:right;white-space:nowrap}th{color:var(--soft);font-weight:600}
-td.text{text-align:left;white-space:normal}summary{cursor:pointer;color:var(--soft)}code{overflow-wrap:anywhere}
+td,th{padding:.15rem .5rem;text-align:right;vertical-align:top;white-space:nowrap}th{color:var(--soft);font-weight:600}
+td.text{text-align:left;white-space:normal}a{color:inherit}summary{cursor:pointer;color:var(--soft)}code{overflow-wrap:anywhere}
 """
 HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{title}</title><style>{style}</style></head><body>
 """
 
+Rows = Mapping[int, str]
+"""Length of a vector -> what its entries are of; of any other length they are steps."""
 Images = Mapping[str, Mapping[str, bytes]]
 """Name of a figure -> theme -> PNG."""
 
@@ -41,9 +43,9 @@ def page(report: Mapping[str, Any], images: Images) -> str:
     """
     title = f"Layers of {report['model']['name']}"
     parts = [HEAD.format(title=escape(title), style=STYLE), f"<h1>{escape(title)}</h1>"]
-    parts += [_facts(report), _effective(report)]
+    parts += [_facts(report), _contents(report["results"]), _effective(report)]
     for name, result in report["results"].items():
-        parts.append(_section(name, result, images))
+        parts.append(_section(name, result, images, report["model"]["layers"]))
     return "".join([*parts, "</body></html>\n"])
 
 
@@ -57,8 +59,8 @@ def _facts(report: Mapping[str, Any]) -> str:
     if data["unit"] == "rows":
         text += ". Too few documents for standard errors over them: they are over rows, as if rows were independent"
     rows = {
-        "model": f"{model['layers']} layers x {model['dim']} dim, {model['norm']}, {model['parameters']:,} parameters, "
-        f"step {model['step']}",
+        "model": f"{model['layers']} layers x {model['dim']} dim, {model['norm']}, {model['objective']}, "
+        f"{model['parameters']:,} parameters, step {model['step']}",
         "loss": loss,
         "text": text,
         "standard errors": f"over {data['units']} {data['unit']}; differences are paired: every variant answers the "
@@ -71,6 +73,12 @@ def _facts(report: Mapping[str, Any]) -> str:
         rows["pruned"] = f"what is left of {model['whole']} layers: {', '.join(map(str, model['places']))}"
     cells = (f'<tr><th>{escape(key)}</th><td class="text">{escape(value)}</td></tr>' for key, value in rows.items())
     return f"<table>{''.join(cells)}</table>"
+
+
+def _contents(names: Iterable[str]) -> str:
+    links = (f'<a href="#{name}">{escape(ANALYSES[name].title)}</a>' for name in names)
+    between = " \N{MIDDLE DOT} "
+    return f'<p class="soft">{between.join(links)}</p>'
 
 
 def _effective(report: Mapping[str, Any]) -> str:
@@ -87,9 +95,9 @@ def _effective(report: Mapping[str, Any]) -> str:
     )
 
 
-def _section(name: str, result: Mapping[str, Any], images: Images) -> str:
+def _section(name: str, result: Mapping[str, Any], images: Images, depth: int) -> str:
     about = ANALYSES[name]
-    head = f"<h2>{escape(about.title)}</h2><p>{escape(about.text)}</p>"
+    head = f'<h2 id="{name}">{escape(about.title)}</h2><p>{escape(about.text)}</p>'
     if "unmeasured" in result:
         return f'{head}<p class="soft">Not measured: {escape(result["unmeasured"])}.</p>'
     figures = [_figure(images[name], about.title)] if name in images else []
@@ -98,7 +106,8 @@ def _section(name: str, result: Mapping[str, Any], images: Images) -> str:
         note += "arXiv 2502.05795 shows it. Rows cannot be compared with each other, and no value is an angle."
         figures.append(f"<p>{note}</p>{_figure(images[f'{name}_rescaled'], f'{about.title}, rescaled')}")
     opened = "" if figures else " open"
-    tables = "".join(_tables(result))
+    rows = {} if name == "greedy" else {depth: "layer", depth + 1: "layers run"}
+    tables = "".join(_tables(result, rows))
     return (
         f'{head}{"".join(figures)}<p class="soft">{escape(about.how)}</p>'
         f"<details{opened}><summary>Numbers</summary>{tables}</details>"
@@ -114,17 +123,18 @@ def _figure(themes: Mapping[str, bytes], title: str) -> str:
     )
 
 
-def _tables(result: Mapping[str, Any], name: str = "") -> Iterable[str]:
+def _tables(result: Mapping[str, Any], rows: Rows, name: str = "") -> Iterable[str]:
     """Single numbers, then vectors side by side, then matrices."""
     for key, value in result.items():
         if value is None or isinstance(value, (int, float)):
             yield f"<p>{escape(_words(name, key))}: {number(value)}</p>"
     vectors = {key: value for key, value in result.items() if isinstance(value, list) and not _is_matrix(value)}
     for length in sorted({len(value) for value in vectors.values()}):
-        yield _vectors({key: value for key, value in vectors.items() if len(value) == length}, name)
+        chosen = {key: value for key, value in vectors.items() if len(value) == length}
+        yield _vectors(chosen, name, rows.get(length, "step"))
     for key, value in result.items():
         if isinstance(value, dict):
-            yield from _tables(value, key)
+            yield from _tables(value, rows, key)
         elif _is_matrix(value) and not key.endswith("_error"):
             yield f"<p>{escape(_words(name, key))}</p>{_shaded(value)}"
 
@@ -137,7 +147,7 @@ def _words(name: str, key: str) -> str:
     return f"{name} {key}".strip().replace("_", " ")
 
 
-def _vectors(vectors: Mapping[str, Sequence[Any]], name: str) -> str:
+def _vectors(vectors: Mapping[str, Sequence[Any]], name: str, rows_are: str) -> str:
     """Columns with their errors beside them."""
     keys = [key for key in vectors if not key.endswith("_error")]
     heads = "".join(f"<th>{escape(_words(name, key))}</th>" for key in keys)
@@ -145,7 +155,7 @@ def _vectors(vectors: Mapping[str, Sequence[Any]], name: str) -> str:
     for index in range(len(vectors[keys[0]])):
         cells = (number(vectors[key][index]) + error(_at(vectors, f"{key}_error", index)) for key in keys)
         rows.append(f"<tr><th>{index}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f'<div class="scroll"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table><tr><th>{rows_are}</th>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def _at(vectors: Mapping[str, Sequence[Any]], key: str, index: int) -> Any:

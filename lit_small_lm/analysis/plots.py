@@ -51,7 +51,7 @@ def drawn(name: str, result: Mapping[str, Any], theme: str) -> bytes:
 
 def _look(theme: str) -> dict[str, Any]:
     dark = {"figure.facecolor": "#16181c", "axes.facecolor": "#16181c", "savefig.facecolor": "#16181c"}
-    plain = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 11}
     return {**plain, **(dark if theme == "dark" else {})}
 
 
@@ -71,23 +71,30 @@ def _bars(
 
 
 def _zoom(axes: Axes, values: Sequence[float], errors: Sequence[float] | None) -> None:
-    """Cut the scale above the second largest value."""
+    """Cut the scale above the second largest value, or the largest one where only a line lies above them."""
     found, off = _numbers(values), _numbers(errors or [0.0] * len(values))
     largest = int(np.nanargmax(np.abs(found)))
-    low, high = np.nanmin(np.delete(found - off, largest)), np.nanmax(np.delete(found + off, largest))
-    low, high = min(0.0, low), max(0.0, high)
-    axes.set_ylim(1.1 * low, 1.1 * high)
-    axes.set_title("the same, scaled for all but the largest", fontsize=10)
+    alone = _dominates(np.abs(found[np.isfinite(found)]))
+    rest = (np.delete(part, largest) if alone else part for part in (found - off, found + off))
+    low, high = next(rest), next(rest)
+    axes.set_ylim(1.1 * min(0.0, np.nanmin(low)), 1.1 * max(0.0, np.nanmax(high)))
+    axes.set_title(f"the same, scaled for {'all but the largest' if alone else 'the bars'}", fontsize=10)
 
 
 def _panels(key: str) -> Callable[[Mapping[str, Any]], int]:
-    """Two where one value leaves nothing to be seen of the others."""
+    """Two where one value, or the threshold, leaves nothing to be seen of the others."""
 
     def count(result: Mapping[str, Any]) -> int:
-        *_, second, first = [0.0, 0.0, *sorted(abs(value) for value in result[key] if value is not None)]
-        return 2 if 0 < DOMINATES * second < first else 1
+        values = [abs(value) for value in result[key] if value is not None]
+        return 2 if _dominates(values) or 0 < DOMINATES * max(values, default=0.0) < result.get("threshold", 0.0) else 1
 
     return count
+
+
+def _dominates(values: Sequence[float]) -> bool:
+    """Whether the largest of some sizes leaves nothing to be seen of the others."""
+    *_, second, first = [0.0, 0.0, *sorted(values)]
+    return 0 < DOMINATES * second < first
 
 
 def _line(
@@ -153,9 +160,12 @@ def triangle(sizes: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def _angular(found: Mapping[str, Any], *axes: Axes) -> None:
-    for place, name in zip(axes, found, strict=False):
-        matrix = triangle(by_size(found[name]["distance"]))
-        _heat(place, matrix, "layer l", "block size n", "angular distance, raw (units of pi)", SIMILAR, "lower")
+    matrices = {name: triangle(by_size(found[name]["distance"])) for name in found}
+    shown = np.stack([matrix for _, matrix in zip(axes, matrices.values(), strict=False)])
+    finite = shown[np.isfinite(shown)]
+    scale = {"vmin": finite.min(), "vmax": finite.max()} if finite.size else {}  # one for all panels
+    for place, (name, matrix) in zip(axes, matrices.items(), strict=False):
+        _heat(place, matrix, "layer l", "block size n", "angle, raw (units of pi)", SIMILAR, "lower", **scale)
         place.set_title({"last": "last token", "mean": "mean over tokens"}.get(name, name), fontsize=10)
         place.set_yticks(*_sizes(len(matrix)))
 
@@ -163,6 +173,8 @@ def _angular(found: Mapping[str, Any], *axes: Axes) -> None:
 def _rescaled(found: Mapping[str, Any], axes: Axes) -> None:
     name = next(iter(found))
     matrix = triangle(rescaled(by_size(found[name]["distance"])))
+    if len(matrix) > 1:
+        matrix[-1] = np.nan  # one value alone has no scale
     _heat(axes, matrix, "layer l", "block size n", "rescaled row by row: 0 to 1 in each", SIMILAR, "lower")
     axes.set_yticks(*_sizes(len(matrix)))
 

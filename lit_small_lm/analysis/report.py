@@ -75,7 +75,8 @@ def hardware(device: torch.device) -> str:
     """What it was measured on."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    count = torch.get_num_threads()
+    return f"CPU {platform.machine()}, {count} thread{'s' if count > 1 else ''}, torch {torch.__version__}"
 
 
 def lines(found: Mapping[str, Any]) -> Sequence[str]:

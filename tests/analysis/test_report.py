@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lit_small_lm.analysis import plots
@@ -27,10 +28,10 @@ NAME = 'a <b>"run"</b> & more'
 def make_report(make_subject):
     """`make_report(spec)`: all analyses of a tiny network."""
 
-    def make(spec=BackboneSpec(), names=tuple(ANALYSES), layers=3):
+    def make(spec=BackboneSpec(), names=tuple(ANALYSES), layers=3, **settings):
         subject = make_subject(spec, layers)
         model = LanguageModel(subject.net, NextToken(), None, {"step": 7})
-        results = analysed(subject, AnalysisSettings(), names, lambda name, done, of: None)
+        results = analysed(subject, AnalysisSettings(**settings), names, lambda name, done, of: None)
         return report(model, NAME, subject, AnalysisSettings(), results, TEXT)
 
     return make
@@ -72,8 +73,10 @@ def test_the_page_needs_nothing_else(make_report):
     assert text == page(found, images(found))
     reader = Reader()
     reader.feed(text)
-    assert len(reader.references) == 2 * len(ANALYSES)
-    assert all(reference.startswith("data:image/png;base64,") for reference in reader.references)
+    inner, figures = ([one for one in reader.references if (one[0] == "#") == here] for here in (True, False))
+    assert inner == [f"#{name}" for name in ANALYSES] and len(figures) == 2 * len(ANALYSES)
+    assert all(reference.startswith("data:image/png;base64,") for reference in figures)
+    assert all(f'id="{name}"' in text for name in ANALYSES)
     assert not {"script", "link", "iframe", "b", "object"} & set(reader.tags)
     assert not re.search(r"@import|url\(|https?://", text)
     assert NAME in "".join(reader.text) and "<b>" not in text
@@ -123,6 +126,26 @@ def test_figures_of_one_layer_and_of_numbers_that_are_not_finite(make_report):
     plots.drawn("removal", bad, "light")
     plots.drawn("removal", {"rise": [None], "rise_error": [None]}, "light")
     plots.drawn("greedy", {"layers": [0], "rise": [None], "rise_error": [None]}, "light")
+
+
+def test_what_a_scale_would_hide_is_shown_again():
+    """Beside one large bar, and below a threshold far above all bars."""
+    count = plots.PLOTS["usefulness"].panels
+    flat = {"rise": [0.01, 0.02, None], "rise_error": [0.001, 0.001, 0.1], "threshold": 0.5}
+    assert count(flat) == 2 and count({**flat, "rise": [0.2, 0.3, None]}) == 1
+    assert count({**flat, "rise": [1.0, 0.1, 0.0]}) == 2 and count({"rise": [None], "threshold": 0.5}) == 1
+    figure = Figure()
+    axes = figure.subplots(2)
+    plots.PLOTS["usefulness"].draw(flat, *axes)
+    assert axes[0].get_ylim()[1] > 0.5 and 0.02 < axes[1].get_ylim()[1] < 0.03
+
+
+def test_rows_of_tables_say_what_they_are(make_report):
+    """Greedy removal counts steps, even where they are as many as layers."""
+    text = page(make_report(names=("profile", "removal", "greedy"), layers=2, greedy=2), {})
+    parts = {part.split('"')[1]: part for part in text.split("<h2 id=")[1:]}
+    found = {name: re.findall("<table><tr><th>([a-z ]+)</th>", part) for name, part in parts.items()}
+    assert found == {"profile": ["layer", "layers run"], "removal": ["layer"], "greedy": ["step"]}
 
 
 def test_effective_depths_by_hand():
