@@ -17,9 +17,13 @@ from lit_small_lm.plugin import Shape
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FAMILIES = sorted((CONFIGS / "families").glob("*.yaml"))
+SCHEMES = sorted(CONFIGS.glob("studies/*/schemes/*.yaml"))
 SHAPES = sorted((CONFIGS / "shapes").glob("*.yaml"))
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
-RUNS = sorted(set(CONFIGS.rglob("*.yaml")) - set(FAMILIES) - set(SHAPES) - set(DATA))
+RUNS = sorted(set(CONFIGS.rglob("*.yaml")) - set(FAMILIES) - set(SCHEMES) - set(SHAPES) - set(DATA))
+ALONE = [run for run in RUNS if not run.stem.startswith(("convert_", "dhara_70m_", "responses_"))]
+"""Runs that are run here; recipes of conversion are in test_conversion_yaml.py, those that fine-tune on pairs in
+test_finetune_yaml.py."""
 SHORT = [
     "--data.tokenizer", "Bytes", "--data.seq_len", "16", "--data.batch_size", "2", "--trainer.max_steps", "2",
     "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
@@ -38,7 +42,8 @@ def record(part, file):
     return check_request(argv, roots()).tree["model"]["init_args"][part]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:.*LayerNormScaling with")  # a study measures what the scheme advises against
+@pytest.mark.parametrize("family", FAMILIES + SCHEMES, ids=lambda path: path.stem)
 def test_family_trains_on_a_tiny_shape(family, tmp_path, tiny_text):
     spec = BackboneSpec.from_dict(record("backbone", family))
     kinds = spec.first + spec.pattern
@@ -59,7 +64,7 @@ def test_every_shape_goes_with_every_family(family, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", RUNS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", ALONE, ids=lambda path: path.stem)
 def test_run_trains_for_two_steps(config, tmp_path, tiny_text):
     assert fit(["-c", str(config)], tiny_text, tmp_path / "run") == 0
 
