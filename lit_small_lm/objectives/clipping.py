@@ -41,7 +41,7 @@ def intervals(width: float = 0.5) -> list[Interval]:
 def sums(net: Net, objective: Denoising, batch: Batch, key: tuple[int, int], choices: list[Interval]) -> Tensor:
     """(I, 3) for each interval the number of parts whose rate lies in it, and the sums of their losses and of their
     squares; a part's loss is that of a token, as training weighs it. To be added over batches and processes."""
-    texts = masking.lay_out(batch)
+    texts = objective.texts(batch)
     units, slots = masking.units_of(texts, objective.parts()), texts.slots.unsqueeze(1)
     (view,) = masking.draw(texts, key, LinearNoise(), "stratified", objective.parts())
     query, columns = objective.ask(texts, [view], batch.specials)

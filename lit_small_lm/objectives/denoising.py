@@ -17,7 +17,7 @@ from lit_small_lm.context import Visibility
 from lit_small_lm.errors import RequestError
 from lit_small_lm.objectives.masking import Estimator, Masks, Texts, draw, lay_out
 from lit_small_lm.objectives.noise import LinearNoise
-from lit_small_lm.plugin import Batch, Noise, Objective, Query, Specials
+from lit_small_lm.plugin import Batch, Noise, Objective, Query, Specials, setting
 
 LogitsAt = Literal["own", "before"]
 Average = Literal["tokens", "sequences", "positions"]
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
     query: Query
     columns: Tensor
-    """(M,) the place of each target among the B*W of the texts."""
+    """(M,) the place of each target among the B*W of the texts; of an end that fills a document up, that of its end."""
     texts: Texts
 
 
@@ -49,6 +49,10 @@ class Denoising(Objective):
     all positions of the rows (as in LLaDA's pre-training)."""
     logits_at: LogitsAt = "own"
     """Which position predicts a token: its own, or the one before it, as in a network trained on next tokens."""
+    filled_to: int | None = setting(None, low=1, unit="positions")
+    """Behind each document's end more ends, masked and restored as it is, fill it up to a multiple of so many positions
+    (rounded up to whole blocks): where a text ends has then to be found out, as it has while text is drawn; null: none,
+    and how many masks there are says how long a text is. For prompts and responses."""
 
     @abc.abstractmethod
     def parts(self) -> int | None:
@@ -64,8 +68,17 @@ class Denoising(Objective):
             f"model.objective: {type(self).__name__} has no blocks; allowed: BlockDiffusion or JointDiffusion"
         )
 
+    def texts(self, batch: Batch) -> Texts:
+        """The rows of a batch, laid out and filled up."""
+        return lay_out(batch, self.multiple() if self.filled_to else None)
+
+    def multiple(self) -> int:
+        """Positions whose multiple a document that ends is filled up to; 1: it is not."""
+        size, filled_to = self.parts() or 1, self.filled_to
+        return 1 if filled_to is None else -(-filled_to // size) * size
+
     def query(self, batch: Batch, key: tuple[int, int]) -> Query:
-        texts = lay_out(batch)
+        texts = self.texts(batch)
         views = draw(texts, key, self.noise, self.estimator, self.parts())
         query, _ = self.ask(texts, views, batch.specials)
         return self._averaged(query, texts, len(views), batch.tokens.shape[1] - 1)
@@ -76,8 +89,11 @@ class Denoising(Objective):
 
     def measured(self, batch: Batch, key: tuple[int, int]) -> Estimate:
         """The question whose answers estimate the bound with the least scatter, whatever the training loss is."""
-        texts = lay_out(batch)
+        texts = self.texts(batch)
         query, columns = self.ask(texts, draw(texts, key, self.noise, "count", self.parts()), batch.specials)
+        if texts.ends is not None:
+            width = texts.tokens.shape[1]
+            columns = columns // width * width + texts.ends.flatten()[columns]
         return Estimate(query, columns, texts)
 
     def ask(self, texts: Texts, views: Sequence[Masks], specials: Specials) -> tuple[Query, Tensor]:
@@ -93,7 +109,7 @@ class Denoising(Objective):
             visibility,
             targets=texts.tokens[rows, columns],
             weights=weights[rows, columns],
-            count=texts.open.sum(1),
+            count=texts.counted.sum(1),
             scored=rows * tokens.shape[1] + self.source(texts, tokens.shape[1])[rows, columns],
             impossible=(mask,),
         )
@@ -142,5 +158,6 @@ def _repeated(texts: Texts, times: int) -> Texts:
     if times == 1:
         return texts
     tokens, open_, slots = (part.repeat_interleave(times, 0) for part in (texts.tokens, texts.open, texts.slots))
-    docs = texts.visibility.doc_ids.repeat_interleave(times, 0)
-    return Texts(tokens, Visibility.rows(tokens, docs, "bidirectional"), open_, slots)
+    docs, ends = texts.visibility.doc_ids.repeat_interleave(times, 0), texts.ends
+    ends = None if ends is None else ends.repeat_interleave(times, 0)
+    return Texts(tokens, Visibility.rows(tokens, docs, "bidirectional"), open_, slots, ends)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_small_lm.context import Kind, Visibility
 from lit_small_lm.objectives.denoising import Denoising
-from lit_small_lm.objectives.masking import Texts, draw, lay_out
+from lit_small_lm.objectives.masking import Texts, draw
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.plugin import Batch, Decoding, Objective, Query, Sampler, setting
 from lit_small_lm.samplers.low_confidence import LowConfidence
@@ -40,10 +40,10 @@ class JointDiffusion(Denoising):
         return torch.cat([noisy, texts.tokens], dim=1), texts.visibility.doubled(self.block_size, "causal")
 
     def query(self, batch: Batch, key: tuple[int, int]) -> Query:
-        texts = lay_out(batch)
+        texts = self.texts(batch)
         views = draw(texts, key, self.noise, self.estimator, self.block_size)
         restoring, _ = self.ask(texts, views, batch.specials)
-        rows, columns = texts.open.repeat_interleave(len(views), 0).nonzero(as_tuple=True)
+        rows, columns = texts.counted.repeat_interleave(len(views), 0).nonzero(as_tuple=True)
         before = rows * restoring.tokens.shape[1] + texts.tokens.shape[1] + columns - 1  # in the clean half
         joined = replace(
             restoring,

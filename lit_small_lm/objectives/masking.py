@@ -23,7 +23,7 @@ Estimator = Literal["stratified", "independent", "count", "complementary"]
 @dataclass(frozen=True)
 class Texts:
     """Rows of documents as a diffusion model sees them: each begins with a token that is given, and ends with its last
-    target. W is a row's positions and one more for each of its documents."""
+    target. W is a row's positions and one more for each of its documents, and those that fill documents up."""
 
     tokens: Tensor
     """(B, W) clean ids."""
@@ -34,18 +34,32 @@ class Texts:
     the first token of a document."""
     slots: Tensor
     """(B,) of the batch."""
+    ends: Tensor | None = None
+    """(B, W) the column that what a token costs is put down to: its own, and for ends that fill a document up that of
+    its end; None: nothing is filled up."""
+
+    @property
+    def counted(self) -> Tensor:
+        """(B, W) tokens that may be masked and are of the text itself."""
+        if self.ends is None:
+            return self.open
+        return self.open & (self.ends == torch.arange(self.ends.shape[1], device=self.ends.device))
 
 
-def lay_out(batch: Batch) -> Texts:
+def lay_out(batch: Batch, multiple: int | None = None) -> Texts:
     """The rows of a batch with every piece of a document complete.
 
-    In a packed row the end of one document is the beginning of the next; here each has its own.
+    In a packed row the end of one document is the beginning of the next; here each has its own. With `multiple`, more
+    ends stand behind the end of each document that ends in its row, up to a multiple of so many positions; they may be
+    masked if the end may.
     """
     docs = batch.doc_ids[:, :-1]
     valid, before = docs >= 0, torch.nn.functional.pad(docs, (1, 0), value=-1)[:, :-1]  # (B, T)
     opens = valid & (docs != before)
     column = valid.cumsum(1) - 1 + opens.cumsum(1)  # (B, T) where each target goes
-    width = int(column.max()) + 1 if valid.any() else 1
+    more = _filling(batch, valid, opens, multiple)  # (B, T) ends behind it
+    column = column + more.cumsum(1) - more
+    width = int((column + more).max()) + 1 if valid.any() else 1
     tokens, docs_laid = docs.new_full((len(docs), width), batch.specials.filler), docs.new_full((len(docs), width), -1)
     may = torch.zeros_like(tokens, dtype=torch.bool)
     row = torch.arange(len(docs), device=docs.device).unsqueeze(1).expand(docs.shape)
@@ -53,7 +67,29 @@ def lay_out(batch: Batch) -> Texts:
     tokens[target], docs_laid[target] = batch.tokens[:, 1:][valid], docs[valid]
     tokens[first], docs_laid[first] = _begun(batch)[opens], docs[opens]
     may[target] = True if batch.loss_mask is None else batch.loss_mask[valid].bool()
-    return Texts(tokens, Visibility.rows(tokens, docs_laid, "bidirectional"), may, batch.slots)
+    ends = None if multiple is None else _fill_up(tokens, docs_laid, may, column, more)
+    return Texts(tokens, Visibility.rows(tokens, docs_laid, "bidirectional"), may, batch.slots, ends)
+
+
+def _filling(batch: Batch, valid: Tensor, opens: Tensor, multiple: int | None) -> Tensor:
+    """(B, T) how many more ends stand behind each target: some behind a document's end, behind others none."""
+    if multiple is None:
+        return torch.zeros_like(valid, dtype=torch.long)
+    index = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
+    size = index - torch.where(opens, index, 0).cummax(1).values + 2  # of the document up to the target
+    is_end = valid & (batch.tokens[:, 1:] == batch.specials.end)
+    return torch.where(is_end, -size % multiple, 0)
+
+
+def _fill_up(tokens: Tensor, docs: Tensor, may: Tensor, column: Tensor, more: Tensor) -> Tensor:
+    """Write `more` (B, T) ends behind the targets at `column` (B, T); returns `Texts.ends`."""
+    ends = torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1)  # (B, W)
+    for ahead in range(1, int(more.max()) + 1):
+        row, place = (more >= ahead).nonzero(as_tuple=True)
+        at = column[row, place]
+        for part in (tokens, docs, may, ends):
+            part[row, at + ahead] = part[row, at]
+    return ends
 
 
 def _begun(batch: Batch) -> Tensor:

@@ -52,10 +52,12 @@ class DiffusionLM(LanguageModule):
 
     def refuse_length(self, seq_len: int) -> None:
         limit = self.backbone.positions.limit()
-        if limit is not None and seq_len >= limit:
+        multiple = self.objective.multiple()
+        if limit is not None and -(-(seq_len + 1) // multiple) * multiple > limit:
+            filled = "" if multiple == 1 else f", filled up to a multiple of {multiple}"
             raise RequestError(
                 f"data.seq_len: {seq_len}; model.backbone.positions has {limit} positions, and {type(self).__name__} "
-                "needs one more than a row has targets"
+                f"needs one more than a row has targets{filled}"
             )
 
     def tokenizer_of(self, record: Mapping[str, Any]) -> Encoder:
@@ -83,7 +85,7 @@ class DiffusionLM(LanguageModule):
         estimates = [self.held_out.measured(batch, (key, draw)) for draw in range(self.metric.draws)]
         nats = torch.stack([self.nats_of(estimate) for estimate in estimates])  # (S, B, W)
         texts = estimates[0].texts
-        self.metric.update(nats, texts.visibility.doc_ids, texts.open, self.byte_lengths[texts.tokens])
+        self.metric.update(nats, texts.visibility.doc_ids, texts.counted, self.byte_lengths[texts.tokens])
         if self.metric.exact is not None:
             query, mask = self.held_out.beside().query(batch, (key, 0)), mask_of(batch.specials, "model.objective")
             nll = self.net(query.tokens, self.context_of(replace(query, impossible=(mask,))), query.targets)

@@ -71,6 +71,54 @@ def test_documents_may_begin_with_a_token_of_their_own():
     assert (texts.tokens[~starts] == batch().tokens[:, 1:].flatten()).all(), "ends stay ends"
 
 
+def test_documents_are_filled_up_behind_their_ends():
+    tokens = torch.tensor([[0, 5, 6, 0, 7, 0, 8], [0, 3, 4, 5, 0, 9, 0]])
+    docs = torch.tensor([[4, 4, 4, 5, 5, 6, 6], [7, 7, 7, -1, 8, 8, 8]])
+    rows, response = torch.arange(2), (docs[:, :-1] >= 0) & (docs[:, :-1] != 5)
+    texts = masking.lay_out(Batch(tokens, docs, response, rows, rows, SPECIALS), 3)
+    wanted = [[0, 5, 6, 0, 0, 0, 0, 7, 0, 0, 8], [0, 3, 4, 5, 0, 9, 0, 1, 1, 1, 1]]
+    assert texts.tokens.tolist() == wanted, "to 6 and to 3; what is cut, or has three already, is not filled up"
+    assert texts.open.int().tolist() == [[0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1], [0, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0]]
+    assert texts.counted.int().tolist() == [[0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1], [0, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0]]
+    assert texts.ends[0].tolist() == [0, 1, 2, 3, 3, 3, 6, 7, 8, 9, 10]
+    assert texts.visibility.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 0, 1]
+    assert texts.visibility.doc_ids[0].tolist() == [4] * 6 + [5] * 3 + [6] * 2
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_ends_that_fill_up_cost_their_document_and_are_no_tokens_of_it(name):
+    """What a filled-up document costs is what the same document costs with those ends written out."""
+    objective, net = dataclasses.replace(OBJECTIVES[name], filled_to=6), network()
+    tokens = torch.tensor([[START, 5, 6, START]])
+    row, docs = torch.zeros(1, dtype=torch.long), torch.zeros_like(tokens)
+    filled = objective.measured(Batch(tokens, docs, None, row, row, SPECIALS), (0, 3))
+    written = torch.nn.functional.pad(tokens, (0, 2), value=START)  # six positions
+    plain = OBJECTIVES[name].measured(Batch(written, torch.zeros_like(written), None, row, row, SPECIALS), (0, 3))
+    nats = [nats_at(net, estimate) for estimate in (filled, plain)]
+    assert filled.query.count.item() == 3 and plain.query.count.item() == 5
+    assert torch.allclose(nats[0][1:3], nats[1][1:3], rtol=1e-12)
+    assert torch.allclose(nats[0][3], nats[1][3:].sum(), rtol=1e-12)
+    assert not nats[0][4:].any()
+
+
+def nats_at(net, estimate):
+    query = estimate.query
+    with torch.no_grad():
+        nll = net(query.tokens, query.context(), query.targets, query.scored) * query.weights
+    return torch.zeros(6, dtype=torch.float64).index_add(0, estimate.columns, nll)
+
+
+@pytest.mark.parametrize("name", ["joint", "joint, before"])
+def test_next_tokens_are_not_asked_behind_the_end(name):
+    plain, filled = (
+        dataclasses.replace(OBJECTIVES[name], diffusion_weight=0.0, filled_to=size).query(batch(), (0, 0))
+        for size in (None, 12)
+    )
+    losses = [(network()(q.tokens, q.context(), q.targets, q.scored) * q.weights).sum() for q in (plain, filled)]
+    assert torch.allclose(*losses, rtol=1e-12)
+    assert torch.equal(plain.count, filled.count)
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_prompt_is_never_masked_and_never_counts(name, estimator):
