@@ -30,8 +30,8 @@ class Texts:
     visibility: Visibility
     """Of the rows; its documents are those of the batch, -1 for padding."""
     open: Tensor
-    """(B, W) tokens that may be masked: the same as the targets of next-token prediction. Never padding, a prompt or
-    the first token of a document."""
+    """(B, W) tokens that may be masked: the same as the targets of next-token prediction, and ends that fill documents
+    up. Never padding, a prompt or the first token of a document."""
     slots: Tensor
     """(B,) of the batch."""
     ends: Tensor | None = None
