@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_small_lm.concerns import report_concerns
 from lit_small_lm.context import Branch, Context, Kind
-from lit_small_lm.errors import RequestError, not_known, shown
+from lit_small_lm.errors import RequestError, not_known, one, shown
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.head import capped, token_nll, token_nll_and_z
@@ -158,7 +158,8 @@ class BackboneSpec(Spec):
                 if kind not in part.kinds:
                     name, honoured = type(part).__name__, ", ".join(part.kinds)
                     where = "backbone.layer" if layer == "layer" else f"backbone.more_layers.{layer}"
-                    raise RequestError(f"{where}: {name} does not go with a {kind} objective; it honours: {honoured}")
+                    what = f"{name} does not go with {one(kind)} objective"
+                    raise RequestError(f"{where}: {what}; it honours: {honoured}")
 
     def report_concerns(self) -> None:
         """Warn of what norm scheme and init do not go well with; a concern of level "error" is a RequestError."""

@@ -1,4 +1,4 @@
-"""Recipes of conversion: the large ones are built without storage and worked out, their small twins are run shortened."""
+"""Recipes of conversion: the large ones are built without storage and worked out, their small twins run, shortened."""
 
 from functools import cache
 from pathlib import Path

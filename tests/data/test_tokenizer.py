@@ -232,3 +232,36 @@ def test_without_a_tokenizer_text_is_refused():
     for ask in (lambda: encoder.encode(["a"]), lambda: encoder.decode([1])):
         with pytest.raises(RequestError, match="this model has no tokenizer"):
             ask()
+
+
+# ------------------------------------------------------------------------------------------------------- a mask for one
+def without_mask(tmp_path, rows=None):
+    """The encoder of a tokenizer made elsewhere that was given neither padding nor mask."""
+    file = made_elsewhere(tmp_path)
+    return BPEEncoder(file.read_text(), ["<|endoftext|>", None, None], None, rows)
+
+
+def test_a_mask_takes_a_row_of_its_own_at_the_end(tmp_path):
+    plain = without_mask(tmp_path)
+    size, encoder = plain.specials.vocab_size, plain.with_mask()
+    assert encoder.specials == plain.specials._replace(vocab_size=size + 1, mask=size)
+    check_specials(encoder)
+    text = "the <|mask|> of a dog"
+    assert encoder.encode([text]) == plain.encode([text]) and size not in encoder.encode([text])[0]
+    assert int(encoder.byte_lengths()[size]) == 0
+    assert BPE().restore(encoder.record()).specials == encoder.specials
+    assert encoder.with_mask() is encoder
+
+
+@pytest.mark.parametrize("free", [1, 3])
+def test_a_mask_takes_a_free_row_first(tmp_path, free):
+    size = without_mask(tmp_path).specials.vocab_size
+    encoder = without_mask(tmp_path, size + free).with_mask()
+    assert (encoder.specials.vocab_size, encoder.specials.mask) == (size + free, size)
+    assert encoder.specials.padding_from == (size + 1 if free > 1 else None)
+
+
+def test_a_mask_of_a_vocabulary_without_text():
+    encoder = Ids(vocab_size=7, end=3).learn(iter([])).with_mask()
+    assert encoder.specials == Specials(8, 3, None, 7)
+    assert encoder.with_mask() is encoder

@@ -6,13 +6,16 @@ import math
 import pytest
 import torch
 
-from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Context, Visibility
+from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.objectives.block_diffusion import BlockDiffusion
 from lit_small_lm.objectives.joint import JointDiffusion
-from lit_small_lm.objectives.likelihood import bounded, chain_rule
+from lit_small_lm.objectives.likelihood import bounded, chain_rule, step_zero
 from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
-from lit_small_lm.plugin import Dims, Specials
+from lit_small_lm.objectives.next_token import NextToken
+from lit_small_lm.plugin import Batch, Dims, Specials
+from lit_small_lm.training.lit import fitted
 
 MASK, VOCAB = 2, 5
 SPECIALS = Specials(VOCAB, end=0, pad=1, mask=MASK)
@@ -82,3 +85,74 @@ def test_a_joint_model_s_exact_likelihood_is_its_next_token_loss(net):
     logits = net(text, Context(Visibility.rows(text))).index_fill(-1, torch.tensor(MASK), -math.inf)
     wanted = -torch.log_softmax(logits[0, 2:5], -1).gather(1, TEXT.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(chain_rule(net, OBJECTIVES["joint"], PROMPT, TEXT, SPECIALS), wanted)
+
+
+# --------------------------------------------------------------------------------------------------------- a conversion
+FAMILIES = {
+    "plain": BackboneSpec(),
+    "Canon": BackboneSpec(canon_at="ABCD"),
+    "untied": BackboneSpec(head="untied", logit_softcap=5.0),
+    "convolutions": BackboneSpec(
+        layer=LayerSpec(mixer=ShortConv()),
+        more_layers={"attention": LayerSpec(canon_at="AC")},
+        pattern=("layer", "attention"),
+    ),
+}
+BEFORE = {
+    "a mask that was there": Specials(12, end=0, pad=1, mask=2),
+    "no mask": Specials(12, end=0, pad=1, mask=None),
+    "no mask, but rows without a token": Specials(12, end=0, pad=1, mask=None, padding_from=10),
+}
+NOW = {
+    "a mask that was there": BEFORE["a mask that was there"],
+    "no mask": Specials(13, end=0, pad=1, mask=12),
+    "no mask, but rows without a token": Specials(12, end=0, pad=1, mask=10, padding_from=11),
+}
+
+
+def converted(family, case):
+    """An autoregressive network, and the one that takes its weights."""
+    torch.manual_seed(3)
+    dims = Dims(dim=8, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=4, hidden=12)
+    before, now = (Backbone(FAMILIES[family], dims, rows.vocab_size).double() for rows in (BEFORE[case], NOW[case]))
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    now.load_state_dict(fitted(before.state_dict(), BEFORE[case], NOW[case]))
+    return before.eval(), now.eval()
+
+
+def packed(specials):
+    tokens = torch.randint(3, 10, (3, 13), generator=torch.Generator().manual_seed(1))
+    tokens[:, [0, 5]] = specials.end
+    docs = torch.tensor([[0] * 5 + [1] * 8, [2] * 13, [3] * 5 + [4] * 3 + [-1] * 5])
+    index = torch.arange(3)
+    return Batch(tokens, docs, None, index, index, specials)
+
+
+@pytest.mark.parametrize("case", BEFORE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_blocks_of_one_a_converted_network_is_the_autoregressive_one(family, case):
+    before, now = converted(family, case)
+    batch = packed(NOW[case])
+    found = step_zero(now, before, BEFORE[case].vocab_size, batch, "before")
+    assert found.converted == pytest.approx(found.autoregressive, abs=1e-9)
+    assert found.tokens == 12 + 12 + 8
+    assert (found.with_mask is None) == (case == "no mask")
+    plain = NextToken().query(batch, (0, 0))
+    nll = before(plain.tokens, plain.context(), plain.targets)[batch.doc_ids[:, :-1] >= 0]
+    own = found.autoregressive if found.with_mask is None else found.with_mask
+    assert own == pytest.approx(nll.mean().item(), abs=1e-9)  # the run's own likelihood
+    assert found.with_mask is None or found.with_mask > found.autoregressive + 1e-3
+    assert abs(step_zero(now, before, 12, batch, "own").converted - found.converted) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["plain", "untied"])
+def test_the_mask_s_row_is_the_mean_of_the_rows_of_tokens(family):
+    for case, known in (("no mask", 12), ("no mask, but rows without a token", 10)):
+        before, now = converted(family, case)
+        tables = [(before.embed, now.embed), *([] if now.head is None else [(before.head, now.head)])]
+        for old, new in tables:
+            assert torch.equal(new.weight[NOW[case].mask], old.weight[:known].mean(0))
+            kept = [row for row in range(12) if row != NOW[case].mask]
+            assert torch.equal(new.weight[kept], old.weight[kept])

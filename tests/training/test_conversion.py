@@ -5,6 +5,8 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from lit_small_lm import load
 from lit_small_lm.__main__ import main
@@ -189,3 +191,38 @@ def test_a_model_of_another_shape_is_refused_as_ever(autoregressive, tmp_path, c
     argv = ["fit", *options, *BLOCKS, "--model.shape.dim", "24", "--init_from", str(run)]
     assert main([*argv, "--run_dir", str(tmp_path / "run")]) == 2
     assert "tensors do not fit, first: size mismatch" in capsys.readouterr().err.splitlines()[-1]
+
+
+def without_free_rows(folder):
+    """Cut the rows that belong to no token off a public model; returns how many are left."""
+    config, file = json.loads((folder / "config.json").read_text()), folder / "model.safetensors"
+    size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    cut = {
+        name: tensor[:size] if len(tensor) == config["vocab_size"] else tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file({name: tensor.contiguous() for name, tensor in cut.items()}, file)
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+    return size
+
+
+@pytest.mark.slow
+def test_a_public_model_without_a_mask_is_given_one(tiny, tmp_path, public_folder, shown):
+    """Its network has no free row for one: the embedding grows, and the run says so."""
+    folder = public_folder()
+    rows = without_free_rows(folder)
+    started, run = tmp_path / "imported", tmp_path / "run"
+    assert main(["import", str(folder), str(started)]) == 0
+    before = load(started)
+    assert before.encoder.specials.mask is None
+    assert before.encoder.specials.vocab_size == rows
+    source = [*tiny[-2:], "--data.seq_len", "16", "--data.batch_size", "4", "--trainer.max_steps", "8"]
+    said = shown(*source, *BLOCKS, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
+                 "--trainer.limit_val_batches", "2", "--init_from", started, "--run_dir", run)  # fmt: skip
+    assert f"conversion: the tokenizer has a mask now, id {rows}; its row is the mean of the others" in said
+    figures = re.search(r"blocks of 1 ([\d.]+) nats per token, autoregressive ([\d.]+), difference (\S+)", said)
+    assert float(figures[1]) == pytest.approx(float(figures[2]), abs=2e-6) and abs(float(figures[3])) < 1e-5
+    assert "softmaxes" not in said  # it had no mask to be left out
+    after = load(run)
+    assert after.encoder.specials.mask == rows and after.net.embed.weight.shape[0] == rows + 1
+    assert main(["fit", "--run_dir", str(run), "--resume"]) == 2  # it is finished, and could be read
