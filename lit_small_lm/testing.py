@@ -295,6 +295,9 @@ def reads_the_same_documents_every_time(spec: Source, dims: Dims) -> None:
         again = list(itertools.islice(second.read(number), 100))
         require(documents == again, f"two readings of part {parts[number].name} differ")
         require(all(isinstance(document.text, str) for document in documents), "a document's text is no text")
+        for name, text, given in documents:
+            edges = [0, *itertools.chain(*given), len(text)]
+            require(edges == sorted(edges), f"what is given of {name}, {given}, does not lie in order in its text")
     shares = [component.weight for component in first.components()]
     require(math.isclose(sum(shares), 1) and min(shares) > 0, f"weights {shares} do not sum to 1")
 

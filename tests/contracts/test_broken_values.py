@@ -192,6 +192,17 @@ class BrokenOrder(Source):
         yield from random.sample(documents, len(documents))
 
 
+@dataclass(frozen=True, kw_only=True)
+class BrokenGiven(Source):
+    """More is given than there is."""
+
+    def parts(self):
+        return [SourcePart("only", 0, "constant")]
+
+    def read(self, part):
+        yield Document("one", "text", ((1, 9),))
+
+
 @pytest.mark.parametrize(
     ("spec", "contract"),
     [
@@ -213,6 +224,10 @@ class BrokenOrder(Source):
         (BrokenSkips(), "steps every parameter once: parameters are missing"),
         (BrokenTokenizer(), "turns text to ids and back"),
         (BrokenSource(), "reads the same documents every time: it has no parts"),
+        (
+            BrokenGiven(),
+            "reads the same documents every time: what is given of one, ((1, 9),), does not lie in order in its text",
+        ),
         (BrokenOrder(), "reads the same documents every time: two readings of part only differ"),
     ],
     ids=lambda value: type(value).__name__,
