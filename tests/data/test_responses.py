@@ -314,11 +314,15 @@ def lay_out_alone(clean):
     return Texts(clean, seen, torch.ones_like(clean, dtype=torch.bool), torch.zeros(1, dtype=torch.long))
 
 
-@pytest.mark.parametrize("model", ["AutoregressiveLM", "DiffusionLM"])
+@pytest.mark.parametrize(
+    "model",
+    [["AutoregressiveLM"], ["DiffusionLM"], ["DiffusionLM", "--model.objective.filled_to", "16"]],
+    ids=["autoregressive", "diffusion", "filled up"],
+)
 def test_held_out_figures_are_of_responses_alone(model, pairs, tmp_path):
     argv = [
-        "fit", "--model", model, "--model.shape.dim", "16", "--model.shape.n_layers", "1", "--model.shape.n_heads", "2",
-        "--data.source", "Responses", "--data.source.path", pairs, "--data.tokenizer", "Bytes", "--data.seq_len", "48",
+        "fit", "--model", *model,
+        "--model.shape.dim", "16", "--model.shape.n_layers", "1", "--model.shape.n_heads", "2", "--data.source", "Responses", "--data.source.path", pairs, "--data.tokenizer", "Bytes", "--data.seq_len", "48",
         "--data.batch_size", "2", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2",
         "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--run_dir", str(tmp_path / "run"),
     ]  # fmt: skip
