@@ -3,6 +3,7 @@
 There is no one definition; the four are said beside their numbers, and they need not agree.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ def effective(results: Mapping[str, Mapping[str, Any]], loss: float, depth: int)
     found = []
     if _measured(results, "removal"):
         rises = results["removal"]["rise"]
-        needed = sum(rise > SMALL * loss for rise in rises)
+        needed = sum(not rise <= SMALL * loss for rise in rises)  # without some layers the loss is not finite
         found.append(Depth(needed, "layers whose removal alone raises the loss by more than a hundredth"))
         text = "participation: (sum of rises)^2 / sum of their squares, over removals that raise the loss"
         found.append(Depth(participation(rises), text))
@@ -42,8 +43,9 @@ def effective(results: Mapping[str, Mapping[str, Any]], loss: float, depth: int)
 
 
 def participation(rises: Sequence[float]) -> float:
-    """Between 1 (one layer bears it all) and their number (all bear the same); 0 where none rises."""
-    positive = [max(rise, 0.0) for rise in rises]
+    """Between 1 (one layer bears it all) and their number (all bear the same); 0 where none rises. What is not finite
+    is left out."""
+    positive = [rise for rise in rises if 0 < rise < math.inf]
     squares = sum(rise * rise for rise in positive)
     return sum(positive) ** 2 / squares if squares else 0.0
 

@@ -107,7 +107,7 @@ def useful(subject: Subject, tell: Tell) -> dict[str, Any]:
     nats = subject.nats([Variant(order, {index: make}) for index, make in enumerate(made)])
     rise, error = columns([subject.rise(row) for row in nats])
     loss = subject.loss(subject.full).value
-    count = sum(one > USEFUL * loss for one in rise)
+    count = sum(not one <= USEFUL * loss for one in rise)
     unexplained = [left for _, _, left in maps]
     shares = {"unexplained": unexplained, "share": count / subject.depth}
     return {"rise": rise, "rise_error": error, "threshold": USEFUL * loss, **shares}
@@ -129,6 +129,8 @@ def fitted(subject: Subject) -> list[tuple[Tensor, Tensor, float]]:
             inner[layer] += before.T @ before
             cross[layer] += before.T @ after[:, :dim]
             squares[layer] += after[:, :dim].square().sum()
+    if not torch.isfinite(inner[:depth]).all():
+        raise RequestError("the stream is not finite everywhere; no map can be fitted")
     inner[depth] = 0
     return [_solved(inner[layer], cross[layer], squares[layer]) for layer in range(depth)]
 

@@ -116,6 +116,12 @@ def _heat(
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _logarithmic(axes: Axes, values: Sequence[float | None]) -> None:
+    """Of values that have a logarithm; where none has, the scale stays."""
+    if np.nanmax(_numbers(values), initial=0.0) > 0:
+        axes.set_yscale("log")
+
+
 def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -187,7 +193,7 @@ def _sizes(depth: int) -> tuple[list[int], list[str]]:
 
 def _profile(found: Mapping[str, Any], axes: Axes) -> None:
     _line(axes, found["variance"], found["variance_error"], RUN, "output variance")
-    axes.set_yscale("log")
+    _logarithmic(axes, found["variance"])
     axes.minorticks_off()
 
 
@@ -211,7 +217,7 @@ def _usefulness(found: Mapping[str, Any], *axes: Axes) -> None:
 
 def _jacobian(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
     _line(axes, found["distance"], found["distance_error"], "layer", "|J - I| / sqrt(n)")
-    axes.set_yscale("log")
+    _logarithmic(axes, found["distance"])
     _line(second, found["diagonal"], found["diagonal_error"], "layer", "mean of J's diagonal")
     second.axhline(1, color="0.5", linewidth=0.8)
 
@@ -235,7 +241,8 @@ def _lens(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
 def _outliers(found: Mapping[str, Any], axes: Axes, second: Axes) -> None:
     _line(axes, found["weights"]["largest"], None, "layer", "largest weight / deviation")
     activations = found["activations"]
-    ratio = _numbers(activations["largest"]) / _numbers(activations["median"])
+    median = _numbers(activations["median"])
+    ratio = _numbers(activations["largest"]) / np.where(median > 0, median, np.nan)
     _line(second, ratio, None, RUN, "largest / median activation")
     for place in (axes, second):
         place.set_ylim(bottom=0)

@@ -32,7 +32,7 @@ def parsed(text: str, depth: int) -> list[int]:
     for part in text.split(","):
         match = RANGE.fullmatch(part.strip())
         if match is None:
-            raise RequestError(f"--layers: {shown(text)}; allowed: layers and ranges such as 3,5-7")
+            raise RequestError(f"--layers: {shown(text)!r}; allowed: layers and ranges such as 3,5-7")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < depth:
             raise RequestError(f"--layers: {shown(part)}; allowed: within 0 to {depth - 1}, the model's layers")

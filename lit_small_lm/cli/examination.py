@@ -1,6 +1,8 @@
 """What `analyze` and `prune` share: a trained model, and held-out text that it is asked about."""
 
 import argparse
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ from lit_small_lm.plugin import Batch
 ROWS = 64
 AT_ONCE = 4096
 """Positions in one forward pass."""
+MEMORY = re.compile("not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+"""What torch says where there is none left."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -86,7 +90,20 @@ class Examined:
         questions: Questions = ask(self.model.objective, batches, args.seed, args.draws, device)
         count = sum(len(batch.tokens) for batch in batches)
         text = {"split": args.split, "rows": count, "row_length": data.seq_len, "rows_in_split": len(rows)}
-        return Subject(self.model.net, questions, args.seed), text
+        subject = Subject(self.model.net, questions, args.seed)
+        self._try(subject, data.seq_len)
+        return subject, text
+
+    def _try(self, subject: Subject, seq_len: int) -> None:
+        """Raise RunError where the network has no loss on the text that its layers could be seen by."""
+        try:
+            loss = subject.loss(subject.full).value
+        except RuntimeError as error:
+            if not MEMORY.search(str(error)):
+                raise
+            raise RunError(f"data.seq_len: {seq_len}; one row of so many positions does not fit in memory") from None
+        if not math.isfinite(loss):
+            raise RunError(f"{self.name}: its loss on this text is {loss}; nothing that layers do can be read off that")
 
     def data(self) -> TokenData:
         """The data module, with the model's tokenizer."""
@@ -117,14 +134,25 @@ def examined(args: argparse.Namespace, rest: Sequence[str]) -> Examined:
     quiet()
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(args.path, args.plugins, device)
-    config = yaml.safe_load(model.record.get("config") or "") or {}
-    base = yaml.safe_dump({"data": config.get("data") or {}})
+    base = yaml.safe_dump({"data": recorded_config(model).get("data") or {}})
     known = {"data": roots()["data"]}
     request = check_request(with_packaged_files(list(rest)), known, base=base, beside=list(vars(args)))
     request = request.with_tokenizer(model.record["tokenizer"]["spec"])
     for notice in request.notices:
         report.say(notice)
     return Examined(model, name_of(args.path), request, bool(rest))
+
+
+def recorded_config(model: LanguageModel) -> dict[str, Any]:
+    """The configuration of the model's run, as plain data; empty if it has none. Raises RunError: it is damaged."""
+    try:
+        config = yaml.safe_load(model.record.get("config") or "") or {}
+        sections = [config[name] or {} for name in ("data", "model") if name in config]
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise RunError(f"checkpoint: its record is damaged (config: {type(error).__name__})") from error
+    if not all(isinstance(section, dict) for section in (config, *sections)):
+        raise RunError("checkpoint: its record is damaged (config: data and model are no sections)")
+    return config
 
 
 def name_of(path: Path) -> str:

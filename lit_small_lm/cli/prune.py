@@ -183,9 +183,10 @@ def _write(args: argparse.Namespace, model: Any) -> None:
 
 def _configuration(model: Any) -> str:
     """The configuration of the model's run, as YAML, with the family and shape it has now."""
+    from lit_small_lm.cli.examination import recorded_config
     from lit_small_lm.shapes import fixed
 
-    tree = yaml.safe_load(model.record.get("config") or "") or {}
+    tree = recorded_config(model)
     section = tree.setdefault("model", {"class_path": "AutoregressiveLM"})
     parts = {"backbone": model.net.spec.to_dict(), "shape": fixed(model.net.dims).to_dict()}
     section["init_args"] = {**(section.get("init_args") or {}), **_listed(parts)}
@@ -213,11 +214,11 @@ def _lines(found: Mapping[str, Any]) -> Sequence[str]:
         lines.append(f"loss not measured: {found['unmeasured']}")
     else:
         text = found["text"]
+        off = "" if found["rise_error"] is None else f" +- {found['rise_error']:.4f}"
         after = "not finite" if found["rise"] is None else f"{found['loss'] + found['rise']:.4f}"
         lines.append(
-            f"loss {found['loss']:.4f} -> {after} nats per token, {_number(found['rise'])} +- "
-            f"{_number(found['rise_error']).lstrip('+')} ({text['tokens']:,} tokens of {text['documents']} documents; "
-            f"paired, over {found['errors_over']})"
+            f"loss {found['loss']:.4f} -> {after} nats per token, {_number(found['rise'])}{off} "
+            f"({text['tokens']:,} tokens of {text['documents']} documents; paired, over {found['errors_over']})"
         )
     return lines if found["out"] is None else [*lines, found["out"]]
 
