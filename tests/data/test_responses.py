@@ -322,7 +322,8 @@ def lay_out_alone(clean):
 def test_held_out_figures_are_of_responses_alone(model, pairs, tmp_path):
     argv = [
         "fit", "--model", *model,
-        "--model.shape.dim", "16", "--model.shape.n_layers", "1", "--model.shape.n_heads", "2", "--data.source", "Responses", "--data.source.path", pairs, "--data.tokenizer", "Bytes", "--data.seq_len", "48",
+        "--model.shape.dim", "16", "--model.shape.n_layers", "1", "--model.shape.n_heads", "2",
+        "--data.source", "Responses", "--data.source.path", pairs, "--data.tokenizer", "Bytes", "--data.seq_len", "48",
         "--data.batch_size", "2", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2",
         "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--run_dir", str(tmp_path / "run"),
     ]  # fmt: skip
