@@ -69,7 +69,11 @@ class CompletePNorm(NormScheme):
     """The exponent of depth, as in the init."""
 
     def build(self, site: Site) -> nn.Module:
-        return DividedPath(self.norm.build(site.dim), (site.n_layers / self.base_layers) ** self.alpha)
+        return DividedPath(self.norm.build(site.dim), self.divisor(site))
+
+    def divisor(self, site: Site) -> float:
+        """What the output of the branch at `site` is divided by."""
+        return (site.n_layers / self.base_layers) ** self.alpha
 
     def close(self, dim: int) -> nn.Module:
         return DividedNorm(self.norm.build(dim), dim / self.base_dim)

@@ -134,7 +134,7 @@ OTHERS = {
     "canon": (BackboneSpec(layer=LayerSpec(canon_at="ABCD")), "canon_at 'ABCD'"),
     "scheme": (BackboneSpec(norm=PostNorm()), "PostNorm"),
     "plug-in": (BackboneSpec(norm=LayerScale()), "LayerScale"),
-    "scaling": (BackboneSpec(norm=LayerNormScaling(factor_on="branch")), "branch"),
+    "scaling": (BackboneSpec(norm=LayerNormScaling(norm=RMSNorm(gain="none"))), "RMSNorm has no gain"),
     "convolutions alone": (BackboneSpec(layer=LayerSpec(mixer=ShortConv())), "no layer is Attention"),
 }
 

@@ -24,12 +24,11 @@ FAMILIES = {
     "norm of values": BackboneSpec(layer=LayerSpec(mixer=Attention(v_norm=RMSNorm()))),
     "value residual": BackboneSpec(layer=LayerSpec(mixer=Attention(value_residual="learned"))),
 }
-PUBLIC = ("pre", "scaling", "scaling by branch, in the gain", "prores")
-"""What is a Llama, once factors are in its gains."""
+PUBLIC = ("pre", "scaling", "scaling by branch, in the gain", "scaling after the branch", "prores", "completep")
+"""What is a Llama, once factors are in its weights."""
 FIELDS = {
     "pre, DyT": "norm.norm DyT",
     "scaling, Derf": "norm.norm Derf",
-    "scaling after the branch": "norm.factor_on branch",
     "peri": "embedding_scale 'one'",  # it is Gemma 3's but for that
     "reordered": "layer 0.mixer.qk_norm null",  # it is OLMo 2's but for that
     "centred canon": "layer 0.canon CentredCanon",

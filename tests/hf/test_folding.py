@@ -1,7 +1,5 @@
-"""LayerNorm Scaling folded into gains, and ProRes after its ramp: the same function under plain Pre-LN, and a public
-class for it."""
-
-import dataclasses
+"""LayerNorm Scaling and CompleteP folded into weights, and ProRes after its ramp: the same function under plain Pre-LN,
+and a public class for it."""
 
 import pytest
 import torch
@@ -12,23 +10,36 @@ from lit_small_lm.hf.folding import folded
 from lit_small_lm.hf.public import Unfit
 from lit_small_lm.hf.registry import fitting
 from lit_small_lm.nn.attention import Attention
-from lit_small_lm.nn.mlp import MLP
+from lit_small_lm.nn.completep import CompletePNorm
+from lit_small_lm.nn.mlp import MLP, GatedMLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.norms import LayerNorm, RMSNorm
 from lit_small_lm.nn.peri_norm import PeriNorm
+from lit_small_lm.nn.pointwise_norms import Derf
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.prores import ProRes
 from lit_small_lm.nn.residual import LayerNormScaling, PreNorm
+from lit_small_lm.nn.routers import SoftmaxRouter
 from lit_small_lm.shapes import FixedShape
 
 SHAPE = FixedShape(dim=16, n_layers=4, n_heads=2, hidden=24)
+EXPERTS = MoE(expert=GatedMLP(), router=SoftmaxRouter(top_k=2), n_experts=3, expert_hidden=8, shared_hidden=8)
 GPT = LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias"))
 SCALED = {
     "Llama": BackboneSpec(norm=LayerNormScaling()),
     "gains of one plus": BackboneSpec(norm=LayerNormScaling(norm=RMSNorm(gain="1+w"))),
+    "after the branch": BackboneSpec(norm=LayerNormScaling(factor_on="branch")),
+    "CompleteP": BackboneSpec(norm=CompletePNorm(base_dim=8, base_layers=1, alpha=0.7), canon_at="AC"),
+    "CompleteP of experts": BackboneSpec(
+        norm=CompletePNorm(norm=RMSNorm(gain="1+w"), base_dim=4), layer=LayerSpec(ffn=EXPERTS)
+    ),
     "faded in": BackboneSpec(norm=ProRes(scheme=ProRes(scheme=LayerNormScaling(), steps=3))),
     "by branch": BackboneSpec(norm=LayerNormScaling(index="branch", power=0.25)),
     "in the gain": BackboneSpec(norm=LayerNormScaling(factor_on="gain")),
     "GPT-2": BackboneSpec(norm=LayerNormScaling(norm=LayerNorm()), layer=GPT, positions=Learned(length=16)),
+    "GPT-2 by CompleteP": BackboneSpec(
+        norm=CompletePNorm(norm=LayerNorm(), base_dim=8), layer=GPT, positions=Learned(length=16)
+    ),
 }
 
 
@@ -67,10 +78,13 @@ def test_unfolded_weights_are_another_function(tokens):
     assert (outs[0] - outs[1]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize(("name", "architecture"), [("Llama", "LlamaForCausalLM"), ("GPT-2", "GPT2LMHeadModel")])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("Llama", "LlamaForCausalLM"), ("GPT-2", "GPT2LMHeadModel"), ("GPT-2 by CompleteP", "GPT2LMHeadModel")],
+)
 def test_a_public_class_fits_once_folded(name, architecture):
     spec = SCALED[name]
-    with pytest.raises(Unfit, match="norm LayerNormScaling is not PreNorm"):
+    with pytest.raises(Unfit, match=f"norm {type(spec.norm).__name__} is not PreNorm"):
         fitting(spec, SHAPE, 31)
     plain, _ = folded(spec, SHAPE.resolve(), network(spec).state_dict())
     assert fitting(plain, SHAPE, 31)[0].architecture == architecture
@@ -83,10 +97,15 @@ def test_other_schemes_pass_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
-    [({"factor_on": "branch"}, "factor_on branch"), ({"norm": RMSNorm(gain="none")}, "RMSNorm has no gain")],
+    "scheme",
+    [
+        LayerNormScaling(norm=RMSNorm(gain="none")),
+        CompletePNorm(norm=RMSNorm(gain="none")),
+        LayerNormScaling(norm=Derf()),
+    ],
+    ids=lambda scheme: f"{type(scheme).__name__}, {type(scheme.norm).__name__}",
 )
-def test_what_is_no_gain_does_not_fold(change, says):
-    spec = BackboneSpec(norm=dataclasses.replace(LayerNormScaling(), **change))
-    with pytest.raises(Unfit, match=says):
+def test_what_is_no_gain_does_not_fold(scheme):
+    spec = BackboneSpec(norm=scheme)
+    with pytest.raises(Unfit, match=f"norm.norm {type(scheme.norm).__name__} has no gain"):
         folded(spec, SHAPE.resolve(), network(spec).state_dict())
