@@ -40,12 +40,13 @@ def intervals(width: float = 0.5) -> list[Interval]:
 @torch.no_grad()
 def sums(net: Net, objective: Denoising, batch: Batch, key: tuple[int, int], choices: list[Interval]) -> Tensor:
     """(I, 3) for each interval the number of parts whose rate lies in it, and the sums of their losses and of their
-    squares; a part's loss is that of a token, as training weighs it. To be added over batches and processes."""
+    squares; a part's loss is that of a token, as training weighs it. To be added over batches and processes. The
+    network is asked as it is at the step of the key."""
     texts = objective.texts(batch)
     units, slots = masking.units_of(texts, objective.parts()), texts.slots.unsqueeze(1)
     (view,) = masking.draw(texts, key, LinearNoise(), "stratified", objective.parts())
     query, columns = objective.ask(texts, [view], batch.specials)
-    nll = net(query.tokens, query.context(), query.targets, query.scored) * query.weights
+    nll = net(query.tokens, query.context(torch.tensor(key[1])), query.targets, query.scored) * query.weights
     nats = nll.new_zeros(units.numel()).index_add(0, columns, nll).view(units.shape)  # (B, W)
     rates, loss, size = (torch.zeros_like(nats) for _ in range(3))
     rates.scatter_(1, units, masking.times(key, slots, units))

@@ -51,6 +51,17 @@ def test_sums_are_over_the_parts_whose_rate_lies_within():
     torch.testing.assert_close(found[0] + found[1], found[2])
 
 
+def test_the_network_is_asked_as_it_is_at_the_step():
+    asked = []
+
+    def net(tokens, ctx, targets, scored):
+        asked.append(ctx.step.item())
+        return one_nat(tokens, ctx, targets, scored)
+
+    sums(net, BlockDiffusion(block_size=4), batch(), (0, 7), intervals())
+    assert asked == [7]
+
+
 def test_the_interval_with_the_least_variance_is_taken():
     choices = [Interval(0.0, 0.5), Interval(0.3, 0.8), Interval(0.2, 0.8), Interval(0.5, 1.0)]
     values = [[1.0, 5.0], [2.0, 3.0], [7.0, 8.0], [0.0, 9.0]]
