@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": ("lit_small_lm.cli.generate", "write text with a trained model"),
     "analyze": ("lit_small_lm.cli.analyze", "measure what each layer of a trained model does"),
     "prune": ("lit_small_lm.cli.prune", "write a trained model with fewer layers, or with fewer weights"),
+    "average": ("lit_small_lm.cli.averaging", "write the mean of a run's best checkpoints as a run of its own"),
     "import": ("lit_small_lm.cli.importing", "make a run of a public model's folder (config.json, safetensors)"),
     "export": ("lit_small_lm.cli.exporting", "write a trained model as a folder that transformers loads"),
     "plan": ("lit_small_lm.cli.plan", "say what a run will take, before it begins: memory, time, disk, loss"),

@@ -163,6 +163,29 @@ def grown(
     return found
 
 
+def averaged(files: Sequence[Path]) -> dict[str, Any]:
+    """The record of the last of some checkpoints, and the mean of the weights of all; what they have besides numbers
+    with a fraction is the last one's.
+
+    Raises:
+        RequestError: they are not of one network.
+    """
+    total: dict[str, Tensor] = {}
+    for file in files:
+        content = read(file)
+        state = content["state_dict"]
+        if total and {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in total.items()}:
+            raise RequestError(f"checkpoint: {file} is of another network than {files[0]}")
+        for name, tensor in state.items():
+            fractions = tensor.is_floating_point()
+            total[name] = tensor.double() + total.get(name, 0) if fractions else tensor
+    mean = {
+        name: (total[name] / len(files)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    return {RECORD: record_of(content), "state_dict": mean}
+
+
 def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
     """The readable checkpoint of the highest step, and its content; damaged ones are warned of and passed over.
 
