@@ -51,9 +51,9 @@ def page(report: Mapping[str, Any], images: Images) -> str:
 
 def _facts(report: Mapping[str, Any]) -> str:
     model, data, setting = report["model"], report["data"], report["settings"]
-    loss = f"{number(report['loss']['value'])}{error(report['loss']['error'])} nats per token, {report['bound']}"
+    loss = f"{report['loss']['value']:.4f}{error(report['loss']['error'])} nats per token, {report['bound']}"
     text = f"{data['split']} split: {data['tokens']:,} tokens in {data['rows']} rows of {data['row_length']}, of "
-    text += f"{data['documents']} documents"
+    text += f"{data['documents']} document{'s' if data['documents'] > 1 else ''}"
     if data["draws"] > 1:
         text += f", each with {data['draws']} draws of noise, the same for every variant"
     if data["unit"] == "rows":

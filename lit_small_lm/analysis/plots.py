@@ -256,7 +256,7 @@ PLOTS: dict[str, Plot] = {
     "removal": Plot(_removal, _panels("rise")),
     "greedy": Plot(_greedy),
     "swap": Plot(_swap),
-    "angular": Plot(_angular, lambda result: min(2, len(result))),
+    "angular": Plot(_angular, len),
     "angular_rescaled": Plot(_rescaled),
     "profile": Plot(_profile),
     "gradient": Plot(_gradient, _panels("norm")),

@@ -80,6 +80,7 @@ def test_the_page_needs_nothing_else(make_report):
     assert not {"script", "link", "iframe", "b", "object"} & set(reader.tags)
     assert not re.search(r"@import|url\(|https?://", text)
     assert NAME in "".join(reader.text) and "<b>" not in text
+    assert f"{found['loss']['value']:.4f} ± " in text and "NextToken" in text and "12 documents" in text
     assert 'name="viewport"' in text and "prefers-color-scheme" in text
     for about in ANALYSES.values():
         assert about.title in "".join(reader.text)
