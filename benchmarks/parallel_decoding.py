@@ -53,8 +53,8 @@ PAIR = {
                "--model.objective.logits_at=before", "--optim.lr=0.003"],
 }  # fmt: skip
 TINY = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
-        "--data.batch_size=2", "--data.tokenizer=Bytes", "--model.shape.dim=16", "--model.shape.n_layers=1",
-        "--model.shape.n_heads=2"]  # fmt: skip
+        "--data.batch_size=2", "--data.tokenizer=Bytes", f"--data.source.path={Path(__file__).parent}",
+        "--model.shape.dim=16", "--model.shape.n_layers=1", "--model.shape.n_heads=2"]  # fmt: skip
 
 
 class Way(NamedTuple):
@@ -105,10 +105,10 @@ def trained(folder: Path, quick: bool) -> dict[str, LanguageModel]:
     return {name: load(folder / name) for name in PAIR}
 
 
-def held_out(model: LanguageModel, n: int, count: int) -> Tensor:
+def held_out(source: TextFiles, model: LanguageModel, n: int, count: int) -> Tensor:
     """(count, PROMPT + n) pieces of the test files, each begun as a document is; evenly spread over them."""
     tokenizer = Tokenizer.from_dict(model.record["tokenizer"]["spec"])
-    (stream,) = prepared(TextFiles(), tokenizer, model.encoder, default_cache(), None).streams("test")
+    (stream,) = prepared(source, tokenizer, model.encoder, default_cache(), None).streams("test")
     starts = torch.linspace(1, stream.length - PROMPT - n - 1, count).long().tolist()
     rows = torch.tensor([stream.read(at, at + PROMPT + n - 1).tolist() for at in starts])
     specials = model.encoder.specials
@@ -125,12 +125,18 @@ def drawn(way: Way, model: LanguageModel, net: torch.nn.Module, prompt: Tensor, 
 
 
 def rounds(
-    models: dict[str, LanguageModel], ways: dict[str, Way], texts: Tensor, batch: int, n: int, count: int
+    models: dict[str, LanguageModel],
+    ways: dict[str, Way],
+    texts: Tensor,
+    batch: int,
+    n: int,
+    count: int,
+    backend: str,
 ) -> Iterator[dict[tuple[str, str], Drawn]]:
     """Rounds in which every way draws once, eager and compiled; an unmeasured one comes first."""
     torch.compiler.reset()
     nets = {"eager": {name: model.net for name, model in models.items()}}
-    nets["compiled"] = {name: torch.compile(model.net, dynamic=True) for name, model in models.items()}
+    nets["compiled"] = {name: torch.compile(model.net, dynamic=True, backend=backend) for name, model in models.items()}
     for number in range(-1, count):
         at = max(number, 0) * batch
         prompt = texts[at : at + batch, :PROMPT]
@@ -231,10 +237,11 @@ def main() -> None:
 def measure(folder: Path, quick: bool, n: int, batches: list[int], count: int) -> dict[str, object]:
     models = trained(folder, quick)
     ways = {name: way for name, way in WAYS.items() if not quick or way.asked in (1, 4, 16)}
-    texts = held_out(models["autoregressive"], n, batches[-1] * count)
+    source = TextFiles(path=str(Path(__file__).parent) if quick else None)
+    texts = held_out(source, models["autoregressive"], n, batches[-1] * count)
     table, last = {}, []
     for batch in batches:
-        last = list(rounds(models, ways, texts, batch, n, count))
+        last = list(rounds(models, ways, texts, batch, n, count, "eager" if quick else "inductor"))
         table[f"batch {batch}"] = speeds(last, n)
         print(json.dumps({f"batch {batch}": table[f"batch {batch}"]}), file=sys.stderr, flush=True)
     same = [torch.equal(a, b) for r in last for name in ways for a, b in pairs_of(r, name)]
