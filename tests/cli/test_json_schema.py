@@ -19,7 +19,7 @@ from lit_small_lm.plugin import kinds, known
 from lit_small_lm.spec import class_path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-KINDS = {"families": "BackboneSpec", "shapes": "Shape", "data": "TokenData"}
+KINDS = {"families": "BackboneSpec", "schemes": "BackboneSpec", "shapes": "Shape", "data": "TokenData"}
 AUTOREGRESSIVE = "lit_small_lm.training.lit.AutoregressiveLM"
 FFN = '''
 from dataclasses import dataclass
