@@ -51,8 +51,11 @@ class DiffusionLM(LanguageModule):
             self.backbone.refuse_kind(kind)
 
     def refuse_length(self, seq_len: int) -> None:
-        limit = self.backbone.positions.limit()
-        multiple = self.objective.multiple()
+        self.refuse_filled(self.objective, seq_len)
+
+    def refuse_filled(self, objective: Denoising, seq_len: int) -> None:
+        """Raise RequestError if there are fewer positions than rows of `seq_len` targets may have under `objective`."""
+        limit, multiple = self.backbone.positions.limit(), objective.multiple()
         if limit is not None and -(-(seq_len + 1) // multiple) * multiple > limit:
             filled = "" if multiple == 1 else f", filled up to a multiple of {multiple}"
             raise RequestError(

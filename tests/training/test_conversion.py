@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,11 @@ from tokenizers import Tokenizer
 
 from lit_small_lm import load
 from lit_small_lm.__main__ import main
+from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.checkpoint import checkpoints_in, read
 from lit_small_lm.data.plan import Pace, Warmup
 from lit_small_lm.errors import RequestError
+from lit_small_lm.nn.positions import Learned
 from lit_small_lm.objectives.block_diffusion import BlockDiffusion
 from lit_small_lm.objectives.joint import JointDiffusion
 from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
@@ -91,6 +94,23 @@ def test_refused(case):
     settings, said = REFUSED[case]
     with pytest.raises(RequestError, match=f"WSDConversion.*{re.escape(said)}"):
         at(10, **settings)
+
+
+def test_a_phase_whose_filled_rows_are_longer_than_the_positions_is_refused():
+    """The last phase fits: 17 positions; blocks of 4 would fill a document of 17 up to 20."""
+    objective = BlockDiffusion(block_size=1, filled_to=1)
+    trainer = SimpleNamespace(max_steps=10, datamodule=SimpleNamespace(pace=Pace(4, 16)))
+    for length, fits in ((20, True), (19, False)):
+        model = DiffusionLM(backbone=BackboneSpec(positions=Learned(length=length)), objective=objective)
+        model.refuse_length(16)
+        conversion = WSDConversion(blocks=(4, 1), shares=(0.5, 0.5))
+        with nullcontext() if fits else pytest.raises(RequestError, match="19 positions.*to a multiple of 4"):
+            conversion.setup(trainer, model, "fit")
+
+
+def test_an_empty_list_of_shares_is_no_default():
+    with pytest.raises(RequestError, match="shares: 0 values for 6 blocks"):
+        WSDConversion(shares=())
 
 
 def test_objectives_without_blocks_are_refused():

@@ -36,8 +36,8 @@ class WSDConversion(Callback):
         tokens: instead of shares, training tokens of each phase, which add up to the run's.
 
     Raises:
-        RequestError: budgets that do not add up, a block that does not divide the row, a phase without a step, or an
-            objective without blocks or with others than the last phase's.
+        RequestError: budgets that do not add up, a block that does not divide the row, a phase without a step or with
+            longer rows than there are positions, or an objective without blocks or with others than the last phase's.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WSDConversion(Callback):
         if shares is not None and tokens is not None:
             raise RequestError("WSDConversion.shares: given beside WSDConversion.tokens; give one of the two")
         self.blocks, self.tokens = tuple(blocks), None if tokens is None else tuple(tokens)
-        self.shares = tuple(shares or SHARES) if tokens is None else None
+        self.shares = tuple(SHARES if shares is None else shares) if tokens is None else None
         self._check()
         self.starts: list[int] = []
         """The first step (from 0) of each phase, known once the run's length is."""
@@ -95,6 +95,8 @@ class WSDConversion(Callback):
                 f"WSDConversion.blocks: the last is {ends}, but model.objective.block_size is {objective.parts()}; "
                 f"allowed: the same, here model.objective.block_size {last.parts()}"
             )
+        for size in self._sizes:
+            pl_module.refuse_filled(objective.in_blocks(size), pace.seq_len)
         self.starts = self._starts(pace, trainer.max_steps)
 
     def _starts(self, pace: Pace, steps: int) -> list[int]:
