@@ -10,7 +10,13 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
 
 from lit_small_lm.errors import RequestError, RunError, nearest, place_of, shown
+from lit_small_lm.training.callbacks.annealing import AttentionAnnealing
+from lit_small_lm.training.callbacks.clipped_noise import ClippedNoiseSearch
+from lit_small_lm.training.callbacks.conversion import WSDConversion
+from lit_small_lm.training.callbacks.mask_noise import MaskNoise
 
+ONCE = (AttentionAnnealing, ClippedNoiseSearch, MaskNoise, WSDConversion)
+"""Callbacks that say what a step trains on: of two of a kind one would undo the other, or add to it unseen."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "callbacks": {"kind": Callback},
     "logger": {"kind": Logger, "words": (True, False)},
@@ -33,6 +39,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"low": 0} for name in ("limit_predict_batches", "overfit_batches", "fast_dev_run")},
 }
 """Arguments of the Trainer that hold classes, and ranges of others, as `schema.group` takes them."""
+
+
+def refuse_twice(callbacks: Iterable[Callback]) -> None:
+    """Raise RequestError for a second callback of a kind of which there can be one."""
+    kinds = [type(callback) for callback in callbacks]
+    for kind in ONCE:
+        if kinds.count(kind) > 1:
+            raise RequestError(f"trainer.callbacks: {kind.__name__} {kinds.count(kind)} times; allowed: once")
 
 
 def refuse_unlogged(callbacks: Iterable[Callback], metrics: Iterable[str]) -> None:

@@ -301,6 +301,7 @@ class LitCLI(LightningCLI):
             RunLogger(),
             *(logger for logger in listed(config["logger"]) if not isinstance(logger, bool)),
         ]
+        lightning_parts.refuse_twice(listed(config["callbacks"]))
         average = [] if settings.ema_decay is None else [EMA(settings.ema_decay)]
         if self.datamodule.store is None:
             lightning_parts.refuse_unlogged(listed(config["callbacks"]), self.model.monitored(self.datamodule.source))

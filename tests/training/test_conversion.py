@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -13,14 +14,18 @@ from lit_small_lm import load
 from lit_small_lm.__main__ import main
 from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.checkpoint import checkpoints_in, read
+from lit_small_lm.cli.lightning_parts import refuse_twice
 from lit_small_lm.data.plan import Pace, Warmup
 from lit_small_lm.errors import RequestError
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.objectives.block_diffusion import BlockDiffusion
 from lit_small_lm.objectives.joint import JointDiffusion
 from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
+from lit_small_lm.training.callbacks.annealing import AttentionAnnealing
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints
+from lit_small_lm.training.callbacks.clipped_noise import ClippedNoiseSearch
 from lit_small_lm.training.callbacks.conversion import WSDConversion, in_positions, nearest_divisor
+from lit_small_lm.training.callbacks.mask_noise import MaskNoise
 from lit_small_lm.training.diffusion import DiffusionLM
 from lit_small_lm.training.lit import AutoregressiveLM
 
@@ -204,6 +209,22 @@ def test_a_row_that_is_no_multiple_is_refused_in_one_line(autoregressive, tmp_pa
     assert main([*argv, "--run_dir", str(tmp_path / "run")]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "error: WSDConversion.blocks: 4 does not divide data.seq_len 18; nearest: 3"
+
+
+@pytest.mark.parametrize("kind", [AttentionAnnealing, ClippedNoiseSearch, MaskNoise, WSDConversion])
+def test_a_kind_of_which_there_can_be_one_is_refused_twice(kind):
+    with pytest.raises(RequestError, match=f"trainer.callbacks: {kind.__name__} 2 times; allowed: once"):
+        refuse_twice([kind(), EarlyStopping("train/loss"), kind()])
+    refuse_twice([kind(), EarlyStopping("train/loss"), EarlyStopping("val/loss_bound")])
+
+
+def test_two_conversions_are_refused_in_one_line(autoregressive, tmp_path, capsys):
+    run, options = autoregressive
+    argv = ["fit", *options, *BLOCKS, "--trainer.callbacks+=WSDConversion", "--init_from", str(run)]
+    assert main([*argv, "--run_dir", str(tmp_path / "run")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: trainer.callbacks: WSDConversion 2 times; allowed: once"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_of_another_shape_is_refused_as_ever(autoregressive, tmp_path, capsys):
