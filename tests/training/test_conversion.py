@@ -90,6 +90,8 @@ REFUSED = {
     "a block that does not divide": ({"blocks": (5, 32), "shares": (0.5, 0.5)}, "5 does not divide data.seq_len 128; "
                                      "nearest: 4"),
     "no block": ({"blocks": (0, 32), "shares": (0.5, 0.5)}, "blocks: 0; allowed: at least 1, or null"),
+    "a whole row as the end": ({"blocks": (1, 128), "shares": (0.5, 0.5)}, "the last is 128, but model.objective."
+                               "block_size is 32; allowed: the same, here model.objective.block_size 129, a whole row"),
     "another end": ({"blocks": (1, 4), "shares": (0.5, 0.5)}, "the last is 4, but model.objective.block_size is 32"),
 }  # fmt: skip
 

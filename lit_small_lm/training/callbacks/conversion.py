@@ -91,9 +91,10 @@ class WSDConversion(Callback):
         last = objective.in_blocks(self._sizes[-1])
         if last != objective:
             ends = "null" if self.blocks[-1] is None else self.blocks[-1]
+            whole = ", a whole row and the token it begins with" if last.parts() > pace.seq_len else ""
             raise RequestError(
                 f"WSDConversion.blocks: the last is {ends}, but model.objective.block_size is {objective.parts()}; "
-                f"allowed: the same, here model.objective.block_size {last.parts()}"
+                f"allowed: the same, here model.objective.block_size {last.parts()}{whole}"
             )
         for size in self._sizes:
             pl_module.refuse_filled(objective.in_blocks(size), pace.seq_len)
