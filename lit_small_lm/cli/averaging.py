@@ -7,6 +7,7 @@ learning rate. Whether it is the better model is for `test` to say.
 import argparse
 import importlib.metadata
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,23 @@ def run(command: str, argv: list[str]) -> int:
 
 
 def validated(run_dir: Path) -> tuple[str, dict[int, float]]:
-    """The figure that validations of a run are judged by, and its value at each step. Raises RequestError: none."""
+    """The figure that validations of a run are judged by, and its value at each step where it is a finite number.
+
+    Raises:
+        RequestError: there is no such run, or none of its validations has one.
+        RunError: its metrics.jsonl is damaged.
+    """
     from lit_small_lm.training.run_dir import read_metrics
 
+    if not run_dir.is_dir():
+        raise RequestError(f"RUN: {shown(str(run_dir))}; allowed: a run directory")
     lines = read_metrics(run_dir / "metrics.jsonl")
     for figure in ("val/loss_bound", "val/loss"):
-        losses = {line["step"]: line[figure] for line in lines if isinstance(line.get(figure), float)}
+        values = [(line.get("step"), line.get(figure)) for line in lines]
+        losses = {step: value for step, value in values if isinstance(value, float) and math.isfinite(value)}
         if losses:
             return figure, losses
-    raise RequestError(f"{shown(str(run_dir))}: its metrics.jsonl holds no validation")
+    raise RequestError(f"{shown(str(run_dir))}: its metrics.jsonl holds no validation with a finite loss")
 
 
 def candidates(run_dir: Path, losses: Mapping[int, float]) -> dict[int, Path]:

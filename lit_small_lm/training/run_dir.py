@@ -20,6 +20,7 @@ import torch
 
 from lit_small_lm import __version__
 from lit_small_lm.discovery import origins
+from lit_small_lm.errors import RunError, shown
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "tokenizers", "numpy")
 
@@ -74,8 +75,22 @@ def cut_events(folder: Path, step: int) -> None:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """The lines of a metrics.jsonl, without a last one that was not written to its end.
+
+    Raises:
+        RunError: a line that is no JSON object.
+    """
+    found: list[dict[str, Any]] = []
+    *lines, _ = (file.read_bytes() if file.exists() else b"").split(b"\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise RunError(f"{shown(str(file))}: line {number} is no JSON object")
+        found.append(value)
+    return found
 
 
 def write_json(file: Path, value: object) -> None:

@@ -1,6 +1,8 @@
 """The mean of checkpoints: which are taken, what their mean is, and that it is a run like any other."""
 
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -69,11 +71,48 @@ def test_refused(run, tmp_path, capsys):
         (str(run), out, "--best", "4"): "--best: 4; ",
         (str(run), out, "--best", "0"): "--best: 0; allowed: at least 1",
         (str(run), str(run)): "is not empty",
-        (str(tmp_path / "none"), out): "its metrics.jsonl holds no validation",
+        (str(tmp_path / "none"), out): "none; allowed: a run directory",
+        (str(checkpoints_in(run)[0]), out): ".ckpt; allowed: a run directory",
+        (str(run / "checkpoints"), out): "its metrics.jsonl holds no validation with a finite loss",
     }
     for argv, says in cases.items():
         assert main(["average", *argv]) == 2
         assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def with_metrics(run, folder, change):
+    """A copy of a run whose metrics.jsonl is another."""
+    shutil.copytree(run, folder)
+    file = folder / "metrics.jsonl"
+    file.write_text(change(file.read_text()))
+    return str(folder)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(run, tmp_path, capsys):
+    without = with_metrics(run, tmp_path / "two", lambda text: nan(text, 12))
+    assert main(["average", without, str(tmp_path / "mean"), "--best", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == [8, 10]
+    assert main(["average", without, str(tmp_path / "three"), "--best", "3"]) == 2
+    assert "keeps 2 validated checkpoints" in capsys.readouterr().err
+
+
+def nan(text, step):
+    """Metrics whose bound at `step` is not a number."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    found = [{**line, "val/loss_bound": math.nan} if line["step"] == step and "val/loss_bound" in line else line
+             for line in lines]  # fmt: skip
+    return "".join(json.dumps(line) + "\n" for line in found)
+
+
+def test_metrics_cut_off_or_damaged(run, tmp_path, capsys):
+    cut = with_metrics(run, tmp_path / "cut", lambda text: text + '{"step": 13, "val/lo')
+    assert main(["average", cut, str(tmp_path / "mean"), "--best", "1"]) == 0
+    for line in ("{", "5", "text"):
+        damaged = with_metrics(run, tmp_path / f"damaged{ord(line[0])}", lambda text, line=line: f"{line}\n{text}")
+        capsys.readouterr()
+        assert main(["average", damaged, str(tmp_path / "out"), "--best", "1"]) == 1
+        assert capsys.readouterr().err == f"error: {damaged}/metrics.jsonl: line 1 is no JSON object\n"
     assert not (tmp_path / "out").exists()
 
 
