@@ -261,6 +261,8 @@ def _objects(stream: Any) -> Iterator[tuple[int, Any]]:
             raise RunError(f"row {number}: JSON in more levels than can be read") from None
         except UnicodeDecodeError as error:
             raise RunError(f"row {number}: byte {error.start} (0x{line[error.start]:02x}) is not UTF-8") from None
+        except ValueError:
+            raise RunError(f"row {number}: a whole number of more digits than can be read") from None
 
 
 def _csv(stream: Any) -> Table:
@@ -273,7 +275,11 @@ def _csv(stream: Any) -> Table:
 
     def rows(columns: Sequence[str]) -> Iterator[Row]:
         places = [names.index(column) for column in columns]
-        for number, row in enumerate(csv.reader(text, delimiter=delimiter, strict=True), 1):
-            yield Row(number, tuple(row[at] if at < len(row) else None for at in places))
+        number = 0
+        try:
+            for number, row in enumerate(csv.reader(text, delimiter=delimiter, strict=True), 1):
+                yield Row(number, tuple(row[at] if at < len(row) else None for at in places))
+        except csv.Error as error:
+            raise RunError(f"row {number + 1}: no CSV ({error})") from None
 
     return Table(dict.fromkeys(names, "text"), rows)

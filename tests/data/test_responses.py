@@ -415,6 +415,7 @@ WRONG_ROWS = {
     '{"prompt": "a", "response": "\\ud800"}': "row 2: response: character 0 is half of a pair",
     '{"prompt": "a", ': "row 2: no JSON",
     "[1]": "row 2: .* is no JSON object",
+    f'{{"prompt": {"9" * 5000}, "response": "b"}}': "row 2: a whole number of more digits than can be read",
 }
 WRONG_TALKS = {
     "{}": "row 2: nothing is there; allowed: a list of messages",

@@ -184,6 +184,12 @@ def test_a_value_that_is_no_text_is_named_with_file_and_row(line, says, before, 
         texts(HFDataset(path=str(file)))
 
 
+def test_a_broken_row_of_csv_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text('text\ngood\n"never closed\n')
+    with pytest.raises(RunError, match=r"a.csv, row 2: no CSV \(unexpected end of data\)"):
+        texts(HFDataset(path=str(tmp_path / "a.csv")))
+
+
 def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": "\xff"}\n')
     with pytest.raises(RunError, match=r"a.jsonl.*row 2: byte 10 \(0xff\) is not UTF-8"):
