@@ -184,10 +184,13 @@ class LanguageModule(LightningModule, abc.ABC):
         nll = self.net(query.tokens, ctx, query.targets, query.scored)
         nats = weighted_sum(nll, query)
         terms = {str(name): weighted_sum(term, query) for name, term in ctx.trace.token_losses.items()}
-        self.sums.add(nats, query, batch.tokens[:, 1:].numel())
+        tokens = batch.tokens[
+            :, 1:
+        ].numel()  # as many in each batch of a step; objectives lay them out more or less widely
+        self.sums.add(nats, query, tokens)
         self.sums.note(terms, ctx.trace)
-        auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(())) * counted_share(query)
-        return sum(terms.values(), start=nats) / query.tokens.numel() + auxiliary
+        auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(())) * counted_share(query, tokens)
+        return sum(terms.values(), start=nats) / tokens + auxiliary
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, and after it what moves once per step outside the gradient."""

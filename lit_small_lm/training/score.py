@@ -38,13 +38,13 @@ def weighted_sum(nll: Tensor, query: Query) -> Tensor:
     return nll.sum() if query.weights is None else (nll * query.weights).sum()
 
 
-def counted_share(query: Query) -> Tensor | float:
-    """What auxiliary losses of a batch are multiplied with: data tokens over positions, 1 where all are tokens.
+def counted_share(query: Query, tokens: int) -> Tensor | float:
+    """What auxiliary losses of a batch are multiplied with: tokens that count over those of its rows, 1 where all do.
 
-    `StepSums.gradient_scale` multiplies with positions over tokens of the whole step: each batch's auxiliary loss then
+    `StepSums.gradient_scale` multiplies with the inverse of the whole step: each batch's auxiliary loss then
     counts as its tokens do, and their weights sum to one.
     """
-    return 1.0 if query.count is None else query.count.sum() / query.tokens.numel()
+    return 1.0 if query.count is None else query.count.sum() / tokens
 
 
 class DocumentNLL(Metric):
@@ -127,7 +127,6 @@ class StepSums:
         """Start a step."""
         self.nats: Tensor | None = None
         self.count: Tensor | None = None
-        self.positions = 0
         self.tokens = 0
         self.batches = 0
         self.uneven = False
@@ -140,11 +139,10 @@ class StepSums:
 
     def add(self, nats: Tensor, query: Query, tokens: int) -> None:
         """Add one batch: its weighted nats, what they count for, and how many training tokens the batch has."""
-        positions, nats = query.tokens.numel(), nats.detach().double()
-        count = nats.new_tensor(float(positions)) if query.count is None else query.count.sum().double()
+        nats = nats.detach().double()
+        count = nats.new_tensor(float(tokens)) if query.count is None else query.count.sum().double()
         self.nats = nats if self.nats is None else self.nats + nats
         self.count = count if self.count is None else self.count + count
-        self.positions += positions
         self.tokens += tokens
         self.uneven |= query.count is not None
 
@@ -159,8 +157,8 @@ class StepSums:
             self.tallies[address] = self.tallies.get(address, 0) + tally
 
     def gradient_scale(self, reduce: Callable[..., Tensor]) -> Tensor:
-        """What turns the gradient of the mean over positions into that of the mean over tokens, over all processes."""
-        totals = reduce(torch.stack([self.count, self.count.new_tensor(float(self.positions))]), reduce_op="sum")
+        """What turns the gradient of the mean over all tokens into that over those that count, over all processes."""
+        totals = reduce(torch.stack([self.count, self.count.new_tensor(float(self.tokens))]), reduce_op="sum")
         return (totals[1] / totals[0].clamp(min=1)).float()
 
 

@@ -205,6 +205,31 @@ def test_killed_in_mid_phase_and_resumed_equals_uninterrupted(extra, autoregress
     assert all((first[key] == second[key]).all() for key in first)
 
 
+def test_rows_laid_out_more_widely_weigh_no_less_than_others(autoregressive, tmp_path, lines, monkeypatch):
+    """Of accumulated batches one alone may have rows of several documents, or doubled ones; each token counts alike."""
+    run, options = autoregressive
+    (tmp_path / "text").mkdir()
+    for number in range(60):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} words " * (1 if number % 3 else 40))
+    laid, widths = BlockDiffusion.seen, set()
+
+    def seen(self, texts, noisy):
+        tokens, visibility = laid(self, texts, noisy)
+        widths.add(tokens.shape[1])
+        return tokens, visibility
+
+    monkeypatch.setattr(BlockDiffusion, "seen", seen)
+    argv = ["fit", *options, *BLOCKS[:6], "--model.objective.block_size", "1", "--trainer.max_steps", "8"]
+    argv += ["--model.objective.estimator", "count", "--init_from", str(run), "--trainer.limit_val_batches", "1"]
+    argv += ["--data.source.path", str(tmp_path / "text")]
+    for name, parts in (("one", "1"), ("two", "2")):
+        widths.clear()
+        assert main([*argv, "--trainer.accumulate_grad_batches", parts, "--run_dir", str(tmp_path / name)]) == 0
+        assert len(widths) > 1
+    one, two = (dict(lines(tmp_path / name).pairs("train/grad_norm")) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=2e-4)
+
+
 def test_a_row_that_is_no_multiple_is_refused_in_one_line(autoregressive, tmp_path, capsys):
     run, options = autoregressive
     argv = ["fit", *options, *BLOCKS, "--data.seq_len", "18", "--init_from", str(run)]
