@@ -184,9 +184,7 @@ class LanguageModule(LightningModule, abc.ABC):
         nll = self.net(query.tokens, ctx, query.targets, query.scored)
         nats = weighted_sum(nll, query)
         terms = {str(name): weighted_sum(term, query) for name, term in ctx.trace.token_losses.items()}
-        tokens = batch.tokens[
-            :, 1:
-        ].numel()  # as many in each batch of a step; objectives lay them out more or less widely
+        tokens = batch.tokens[:, 1:].numel()  # as many in every batch of a step, however wide the query is
         self.sums.add(nats, query, tokens)
         self.sums.note(terms, ctx.trace)
         auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(())) * counted_share(query, tokens)
