@@ -31,6 +31,14 @@ def tiny(tiny_text: Path) -> list[str]:
     return [*TINY, "--data.source.path", str(tiny_text)]
 
 
+@pytest.fixture(scope="session")
+def two_layers(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two layers, made once."""
+    folder = tmp_path_factory.mktemp("two_layers") / "run"
+    assert main(["fit", *tiny, "--model.shape.n_layers", "2", "--run_dir", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
 def fit(tmp_path: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`fit("--optim.lr", "1")` makes a short run in an empty working directory, in this process."""

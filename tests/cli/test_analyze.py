@@ -13,18 +13,10 @@ from lit_small_lm.analysis.catalogue import ANALYSES
 QUICK = ("--only", "removal,angular,profile", "--rows", "4")
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
-    """A run of two layers, made once."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["fit", *tiny, "--model.shape.n_layers", "2", "--run_dir", str(folder)]) == 0
-    return folder
-
-
 @pytest.fixture
-def run(trained, work_on):
+def run(two_layers, work_on):
     """A copy of it in the working folder, called "run"."""
-    work_on(trained)
+    work_on(two_layers)
 
 
 def error_of(capsys):

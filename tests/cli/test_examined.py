@@ -20,20 +20,12 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
-    """A run of two layers, made once."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["fit", *tiny, "--model.shape.n_layers", "2", "--run_dir", str(folder)]) == 0
-    return folder
-
-
 @pytest.fixture
-def changed(trained, work_on):
+def changed(two_layers, work_on):
     """`changed(change)`: a copy of the run with one checkpoint, whose content `change` has been at."""
 
     def make(change):
-        work_on(trained)
+        work_on(two_layers)
         last, *others = checkpoints_in(Path("run"))
         content = read(last)
         change(content)
@@ -115,9 +107,9 @@ def nan_without_the_first(self, variants, tell=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_interrupted_it_says_so_and_leaves_nothing(trained, tmp_path, snapshot, monkeypatch, command):
+def test_interrupted_it_says_so_and_leaves_nothing(two_layers, tmp_path, snapshot, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, "run")
+    shutil.copytree(two_layers, "run")
     (tmp_path / "slow.py").write_text(SLOW)
     before = snapshot()
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
