@@ -92,8 +92,8 @@ def trained(cell: Cell, study: Study, runs: Path) -> dict[str, object]:
     if not record.is_file():
         final = cell.steps == study.steps
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-        quietly(runs, "fit", [*arguments(cell, study, final), "--run_dir", str(folder)])
-        if final:
+        converged = "diverged" not in quietly(runs, "fit", [*arguments(cell, study, final), "--run_dir", str(folder)])
+        if final and converged:
             scored = ["--data.batch_size", str(SCORED_ROWS), "--draws", str(DRAWS)]
             scored += ["--trainer.limit_test_batches", study.scored_share]
             quietly(runs, "test", ["--run_dir", str(folder), *scored])
@@ -125,14 +125,16 @@ def arguments(cell: Cell, study: Study, final: bool) -> list[str]:
 
 
 def quietly(runs: Path, command: str, argv: list[str]) -> str:
-    """Run a command in this process and return what it prints; what it says goes to a log."""
+    """Run a command in this process and return what it prints, or that the training diverged."""
     runs.mkdir(parents=True, exist_ok=True)
-    printed = io.StringIO()
-    with (runs / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(printed):
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
         status = cli.main([command, *argv])
-    if status != 0:
+    with (runs / "log.txt").open("a") as log:
+        log.write(said.getvalue())
+    if status != 0 and "training diverged" not in said.getvalue():
         sys.exit(f"{command} {' '.join(argv)}: exit status {status}; see {runs / 'log.txt'}")
-    return printed.getvalue()
+    return printed.getvalue() if status == 0 else "diverged"
 
 
 def figures(folder: Path) -> dict[str, object]:
@@ -203,17 +205,27 @@ class Arm(NamedTuple):
         return [record["bits_per_byte"] if finite(record) else math.nan for record in self.records]
 
     def profile(self, figure: str) -> list[float]:
-        """(L,) means over seeds."""
-        return [statistics.fmean(values) for values in zip(*(r["profile"][figure] for r in self.records), strict=True)]
+        """(L,) means over the seeds that did not diverge; NaN if all did."""
+        found = [record["profile"][figure] for record in self.records if finite(record)]
+        return [statistics.fmean(values) for values in zip(*found, strict=True)] or [math.nan] * self.layers
 
 
 def line(arm: Arm, base: Arm, study: Study) -> dict[str, object]:
-    """What the table says of an arm."""
+    """What the table says of an arm; null: a seed diverged."""
     first = arm.records[0]
     apart = [value - other for value, other in zip(arm.bits, base.bits, strict=True)]
-    error = statistics.stdev(apart) / len(apart) ** 0.5
     variance, rise = arm.profile("variance"), arm.profile("removal")
     half = arm.layers // 2
+    found = {
+        "bits_per_byte": statistics.fmean(arm.bits),
+        "seed_deviation": deviation(arm.bits),
+        "from_pre": statistics.fmean(apart),
+        "from_pre_95": T95[len(apart) - 1] * deviation(apart) / len(apart) ** 0.5,
+        "variance_last_by_first": variance[-1] / variance[0],
+        "removal_first_layer": rise[0],
+        "removal_early": statistics.fmean(rise[1:half]) if half > 1 else math.nan,
+        "removal_late": statistics.fmean(rise[half:]),
+    }
     return {
         "objective": arm.objective,
         "layers": arm.layers,
@@ -221,15 +233,13 @@ def line(arm: Arm, base: Arm, study: Study) -> dict[str, object]:
         "learning_rate": first["rate"],
         "deviation": first["deviation"],
         "rate_at_the_edge": first["rate"] in (min(study.rates), max(study.rates)),
-        "bits_per_byte": round(statistics.fmean(arm.bits), 4),
-        "seed_deviation": round(statistics.stdev(arm.bits), 4),
-        "from_pre": round(statistics.fmean(apart), 4),
-        "from_pre_95": round(T95[len(apart) - 1] * error, 4),
-        "variance_last_by_first": round(variance[-1] / variance[0], 2),
-        "removal_first_layer": round(rise[0], 4),
-        "removal_early": round(statistics.fmean(rise[1:half]), 4) if half > 1 else None,
-        "removal_late": round(statistics.fmean(rise[half:]), 4),
+        **{name: round(value, 4) if math.isfinite(value) else None for name, value in found.items()},
     }
+
+
+def deviation(values: list[float]) -> float:
+    """The standard deviation; NaN if one of them is."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 HEADINGS = {
@@ -303,7 +313,7 @@ def measured(study: Study, runs: Path) -> Iterator[Arm]:
     """Every arm, trained where it was not, with its removal profile."""
     for objective, layers, scheme in study.arms():
         records = finals((objective, layers, scheme), study, runs)
-        for record in records:
+        for record in filter(finite, records):
             record["profile"]["removal"] = removal(record, study, runs)
         yield Arm(objective, layers, scheme, records)
 

@@ -63,3 +63,14 @@ def test_variance_of_layer_norm_scaling_stays_below_that_of_pre_norm(depth, tmp_
         last[scheme] = depth.figures(tmp_path / scheme)["profile"]["variance"]
     assert len(last["pre"]) == 8
     assert all(below < above for below, above in zip(last["lns"][1:], last["pre"][1:], strict=True))
+
+
+def test_a_scheme_of_which_a_seed_diverged_has_its_line(depth):
+    profile = {"variance": [1.0, 4.0], "removal": [0.5, 0.1]}
+    good = {"bits_per_byte": 2.0, "rate": 0.02, "deviation": 0.05, "profile": profile}
+    bad = {**good, "bits_per_byte": None, "profile": {}}
+    base = depth.Arm("autoregressive", 2, "pre", [good, good, good])
+    line = depth.line(depth.Arm("autoregressive", 2, "rezero", [good, bad, good]), base, depth.Study())
+    assert line["bits_per_byte"] is None and line["from_pre_95"] is None and line["variance_last_by_first"] == 4.0
+    line = depth.line(depth.Arm("autoregressive", 2, "rezero", [bad, bad, bad]), base, depth.Study())
+    assert line["seed_deviation"] is None and line["variance_last_by_first"] is None
