@@ -118,7 +118,7 @@ def test_interrupted_it_says_so_and_leaves_nothing(two_layers, tmp_path, snapsho
     assert running.stdout.readline() == "writing\n"
     time.sleep(0.2)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=300)
     assert running.returncode == 130 and said.splitlines()[-1] == "error: stopped by SIGINT"
     assert "Traceback" not in said and snapshot() == before
 

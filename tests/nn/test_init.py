@@ -21,7 +21,7 @@ def deviations(spec):
     """Measured deviation by role, biases and norms left out."""
     torch.manual_seed(0)
     net, found = Backbone(spec, DIMS, 500), {}
-    for _, tensor, role, _, _ in net.named_roles():
+    for _, tensor, role, *_ in net.named_roles():
         found.setdefault(role, []).append(tensor.flatten())
     return {role: torch.cat(tensors).std().item() for role, tensors in found.items() if role not in ("norm", "bias")}
 
@@ -42,8 +42,8 @@ def test_scaled_init_shrinks_the_outputs_of_branches_alone():
 
 def test_biases_start_at_zero_and_gains_at_one():
     net = Backbone(BackboneSpec(layer=LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias"))), DIMS, 50)
-    biases = [tensor for _, tensor, role, _, _ in net.named_roles() if role == "bias"]
-    gains = [tensor for _, tensor, role, _, _ in net.named_roles() if role == "norm"]
+    biases = [tensor for _, tensor, role, *_ in net.named_roles() if role == "bias"]
+    gains = [tensor for _, tensor, role, *_ in net.named_roles() if role == "norm"]
     assert len(biases) == 4 * 8
     assert len(gains) == 2 * 8 + 1
     assert not any(bias.any() for bias in biases)
