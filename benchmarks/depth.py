@@ -92,8 +92,8 @@ def trained(cell: Cell, study: Study, runs: Path) -> dict[str, object]:
     if not record.is_file():
         final = cell.steps == study.steps
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-        converged = "diverged" not in quietly(runs, "fit", [*arguments(cell, study, final), "--run_dir", str(folder)])
-        if final and converged:
+        said = quietly(runs, "fit", [*arguments(cell, study, final), "--run_dir", str(folder)])
+        if final and said is not None:
             scored = ["--data.batch_size", str(SCORED_ROWS), "--draws", str(DRAWS)]
             scored += ["--trainer.limit_test_batches", study.scored_share]
             quietly(runs, "test", ["--run_dir", str(folder), *scored])
@@ -124,8 +124,8 @@ def arguments(cell: Cell, study: Study, final: bool) -> list[str]:
     ]
 
 
-def quietly(runs: Path, command: str, argv: list[str]) -> str:
-    """Run a command in this process and return what it prints, or that the training diverged."""
+def quietly(runs: Path, command: str, argv: list[str]) -> str | None:
+    """Run a command in this process and return what it prints; None: the training diverged."""
     runs.mkdir(parents=True, exist_ok=True)
     printed, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
@@ -134,7 +134,7 @@ def quietly(runs: Path, command: str, argv: list[str]) -> str:
         log.write(said.getvalue())
     if status != 0 and "training diverged" not in said.getvalue():
         sys.exit(f"{command} {' '.join(argv)}: exit status {status}; see {runs / 'log.txt'}")
-    return printed.getvalue() if status == 0 else "diverged"
+    return printed.getvalue() if status == 0 else None
 
 
 def figures(folder: Path) -> dict[str, object]:
