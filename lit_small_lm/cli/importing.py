@@ -39,7 +39,7 @@ def run(command: str, argv: list[str]) -> int:
     """Import as asked; prints what came of it, or one JSON object with `--json`."""
     args = parser(command).parse_args(argv)
     refuse_used(args.out)
-    from lit_small_lm.hf.folder import folder_at
+    from lit_small_lm.folder import folder_at
 
     folder_at(args.folder)
     record = imported(args)

@@ -18,7 +18,7 @@ from lit_small_lm.cli.run_options import with_packaged_files
 from lit_small_lm.cli.schema import Option, class_named, options_of
 from lit_small_lm.cli.yaml_tree import BadYAML
 from lit_small_lm.errors import RequestError, shown
-from lit_small_lm.hf.folder import CONFIG, read_json
+from lit_small_lm.folder import CONFIG, read_json
 from lit_small_lm.hf.importing import model_of
 from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.planning.counts import size

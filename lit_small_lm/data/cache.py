@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_small_lm.digests import sha256_of
 from lit_small_lm.errors import RunError, shown
 
-CHUNK = 1 << 20
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change in nanoseconds."""
 
@@ -52,15 +52,6 @@ def check_unchanged(file: Path, before: Stamp) -> None:
     if now != before:
         sizes = f"{before[0]:,} bytes before, {now[0]:,} now"
         raise RunError(f"{shown(str(file))}: changed while it was being read ({sizes}); start again")
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while data := stream.read(CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def digests_of(files: Sequence[Path]) -> list[str]:

@@ -17,7 +17,7 @@ from lit_small_lm import __version__
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.checkpoint import FORMAT, need_plugins
 from lit_small_lm.errors import RequestError, RunError, shown
-from lit_small_lm.hf.folder import DTYPES, Weights, read_config, read_weights
+from lit_small_lm.folder import DTYPES, Weights, read_config, read_weights
 from lit_small_lm.hf.names import Entry, to_ours, to_theirs
 from lit_small_lm.hf.public import Model
 from lit_small_lm.hf.registry import family_of

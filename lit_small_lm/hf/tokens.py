@@ -25,7 +25,7 @@ from lit_small_lm.data.tokenizer import (
     unused,
 )
 from lit_small_lm.errors import RequestError, first_line, nearest, shown
-from lit_small_lm.hf.folder import TOKENIZER, read_json, refuse_large, within
+from lit_small_lm.folder import TOKENIZER, read_json, refuse_large, within
 from lit_small_lm.plugin import Encoder, Specials, Tokenizer
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")

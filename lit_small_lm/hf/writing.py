@@ -14,7 +14,7 @@ from tokenizers import processors
 from torch import Tensor
 
 from lit_small_lm.errors import RequestError, shown
-from lit_small_lm.hf.folder import CONFIG, INDEX, TOKENIZER
+from lit_small_lm.folder import CONFIG, INDEX, TOKENIZER
 from lit_small_lm.plugin import Encoder, Specials
 
 GENERATION, TOKENIZER_SETTINGS = "generation_config.json", "tokenizer_config.json"

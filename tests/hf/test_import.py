@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_named(saved, edit, error, says):
 def test_nothing_is_read_of_a_folder_that_does_not_fit(saved, monkeypatch):
     folder, _ = saved("llama")
     change(folder, hidden_size=32)
-    monkeypatch.setattr("lit_small_lm.hf.folder.Weights.__getitem__", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr("lit_small_lm.folder.Weights.__getitem__", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(RequestError, match="has shape"):
         read_folder(folder)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_small_lm.errors import RequestError, RunError
-from lit_small_lm.hf.folder import INDEX, folder_at, read_config, read_json, read_weights
+from lit_small_lm.folder import INDEX, folder_at, read_config, read_json, read_weights
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
