@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
 
@@ -87,6 +87,8 @@ class TokenData(LightningDataModule):
         """Training tokens after which a run ends, instead of the trainer's max_steps or max_epochs."""
         self.encoder_record: dict[str, object] | None = None
         """The record of the tokenizer to use instead of learning one: that of the checkpoint training goes on from."""
+        self.left_out: tuple[tuple[int, int], ...] = ()
+        """(first row, how many) of each stretch of the training order that was left out; see `leave_out`."""
         self.tell: Tell | None = None
         """Told how far a preparation is."""
         self._corpus: Corpus | None = None
@@ -284,7 +286,19 @@ class TokenData(LightningDataModule):
     def _shares(self) -> Shares:
         trainer, (rank, size) = self.trainer, data_rank(self.trainer)
         steps = trainer.max_steps + 1  # one more than will be taken: Lightning never reaches the end of an epoch
-        return Shares(self.pace, trainer.accumulate_grad_batches, rank, size, steps)
+        return Shares(self.pace, trainer.accumulate_grad_batches, rank, size, steps, self.left_out)
+
+    def leave_out(self, start: int, stop: int) -> None:
+        """Train step `start` (from 0) and those after it on the rows that come after those of step `stop` - 1."""
+        shares = self._shares()
+        first, last = shares.rows_before(start), shares.rows_before(stop)
+        self.left_out = (*(stretch for stretch in self.left_out if stretch[0] < first), (first, last - first))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"left_out": self.left_out} if self.left_out else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.left_out = self.left_out or tuple(map(tuple, state["left_out"]))  # a run that went back knows of more
 
     def training_order(self) -> RowOrder:
         """The order of prepared training rows: of each component as many as make up its share of the tokens."""

@@ -174,12 +174,21 @@ class Shares:
     rank: int
     world_size: int
     steps: int
+    left_out: tuple[tuple[int, int], ...] = ()
+    """(first row, how many) of each stretch of rows that no step takes, in order."""
 
     def __post_init__(self) -> None:
         self.pace.check_shares(self.world_size, self.accumulate)
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
+
+    def rows_before(self, step: int) -> int:
+        """The row of the order that a step begins with."""
+        row = self.pace.rows_before(step)
+        for first, count in self.left_out:
+            row += count if row >= first else 0
+        return row
 
     def share(self, number: int) -> tuple[int, range]:
         """The optimizer step of a batch of this process, and its slots among the rows of that step."""
@@ -205,10 +214,9 @@ class TrainPlan:
 
     def batches(self, start: int) -> Iterator[list[Wanted]]:
         """The rows of every batch of this process, from batch number `start` on."""
-        pace = self.shares.pace
         for number in range(start, len(self)):
             step, slots = self.shares.share(number)
-            at, pieces = pace.rows_before(step), pace.pieces(step)
+            at, pieces = self.shares.rows_before(step), self.shares.pace.pieces(step)
             rows = self.order.rows(at + slots.start, at + slots.stop)
             yield [Wanted(row, slot, pieces) for row, slot in zip(rows, slots, strict=True)]
 

@@ -165,13 +165,16 @@ class StreamedFeed:
         fills = state["fills"] if state else self._fills()
         weights = [reader.component.weight / fill for reader, fill in zip(self.readers, fills, strict=True)]
         interleaving = Interleaving(weights)
-        streams = self._streams(interleaving.counts(shares.pace.rows_before(start // shares.accumulate)), state)
+        streams = self._streams(interleaving.counts(shares.rows_before(start // shares.accumulate)), state)
         for number in range(start, len(shares)):
             step, mine = shares.share(number)
             count = len(mine) * shares.world_size
             first = number % shares.accumulate * count
-            at = shares.pace.rows_before(step) + first
+            at = shares.rows_before(step) + first
             component, _ = interleaving.window(at, at + count)
+            if shares.left_out:  # a stretch may have been jumped over
+                for stream, row in zip(streams, interleaving.counts(at).tolist(), strict=True):
+                    stream.row = row
             places = [streams[c].take() for c in component.tolist()][mine.start - first : mine.stop - first]
             wanted = [Wanted(at - first + slot, slot, shares.pace.pieces(step)) for slot in mine]
             batch = assemble(places, wanted, seq_len, self.readers[0].encoder.specials, masked=True)

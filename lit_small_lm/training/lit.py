@@ -29,6 +29,7 @@ from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
 from lit_small_lm.spec import check_settings
 from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
+from lit_small_lm.training.judge import TAKEN, Judge, hold_back
 from lit_small_lm.training.optim import AdamW
 from lit_small_lm.training.parallel import FSDP2
 from lit_small_lm.training.score import METRICS, DocumentNLL, StepSums, counted_share, weighted_sum
@@ -86,6 +87,8 @@ class LanguageModule(LightningModule, abc.ABC):
         """What callbacks want logged of each step beside its loss, as train/NAME."""
         self.grad_norm: Tensor | None = None
         """Norm of the last step's gradient, before clipping."""
+        self.judge: Judge | None = None
+        """Decides whether a step is taken; the guard callback sets it."""
 
     def monitored(self, source: Source) -> list[str]:
         """Metrics that a callback may watch in a run on `source`: those of each validation."""
@@ -193,7 +196,8 @@ class LanguageModule(LightningModule, abc.ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, and after it what moves once per step outside the gradient."""
         super().optimizer_step(*args, **kwargs)
-        move(self.net, self.sums.tallies, self.trainer.strategy.reduce)
+        taken = None if self.judge is None else self.judge.verdict == TAKEN
+        move(self.net, self.sums.tallies, self.trainer.strategy.reduce, taken)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Where rows stand for different numbers of tokens, make the gradient that of the mean over all of them."""
@@ -214,6 +218,18 @@ class LanguageModule(LightningModule, abc.ABC):
             clip_values(gradients, gradient_clip_val)
         elif gradient_clip_val:
             scale_gradients(gradients, (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1))
+        if self.judge is not None:
+            self._rule(optimizer)
+
+    def _rule(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the coming step out if the judge says so; what it hears is the same on every process."""
+        figures = torch.stack([self.sums.nats, self.sums.count, self.grad_norm.double()])
+        if self.trainer.world_size > 1:
+            figures = self.trainer.strategy.reduce(figures, reduce_op="sum")
+        nats, count, norm = figures
+        scaler = self.trainer.precision_plugin.scaler if self.trainer.precision == "16-mixed" else None
+        seeking = scaler is not None and scaler.get_scale() >= 1  # a gradient that overflows has its scale lowered
+        hold_back(optimizer, self.judge.rule(nats / count.clamp(min=1), norm / self.trainer.world_size, seeking))
 
     # ---------------------------------------------------------------------------------------------------- evaluation
     def on_validation_epoch_start(self) -> None:

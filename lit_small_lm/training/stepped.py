@@ -8,8 +8,12 @@ from torch import Tensor, nn
 from lit_small_lm.roles import Stepped
 
 
-def move(net: nn.Module, tallies: Mapping[Hashable, Tensor], reduce: Callable[..., Tensor]) -> None:
+def move(
+    net: nn.Module, tallies: Mapping[Hashable, Tensor], reduce: Callable[..., Tensor], taken: Tensor | None = None
+) -> None:
     """Tell every `Stepped` module of a network the tally under its address; `reduce` sums over processes.
+
+    Where `taken` is given and false (the optimizer step was left out), what moved is put back.
 
     Processes that share one share of the data count it alike, so that only the scale of a tally depends on them.
     """
@@ -19,4 +23,8 @@ def move(net: nn.Module, tallies: Mapping[Hashable, Tensor], reduce: Callable[..
     parts = [tallies[module.address] for module in told]
     total = reduce(torch.cat([part.flatten() for part in parts]), reduce_op="sum")
     for module, part, whole in zip(told, parts, total.split([part.numel() for part in parts]), strict=True):
+        buffers = [getattr(module, name) for name in module.moving if taken is not None]
+        before = [buffer.clone() for buffer in buffers]
         module.after_step(whole.view_as(part))
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(taken, buffer, value))

@@ -13,6 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import Tensor
 
 from lit_small_lm.errors import RequestError
+from lit_small_lm.training.judge import TAKEN, Judge
+from lit_small_lm.training.lit import LanguageModule
 
 
 class EMA(WeightAveraging):
@@ -30,11 +32,15 @@ class EMA(WeightAveraging):
             raise RequestError(f"ema_decay: {decay}; allowed: above 0, below 1")
         super().__init__(use_buffers=False, multi_avg_fn=self._mix)
         self.decay = decay
+        self._judge: Judge | None = None
 
     def _mix(self, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
         updates = int(self._average_model.n_averaged)
         kept = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(averages, weights, 1 - kept)
+        share: float | list[Tensor] = 1 - kept
+        if self._judge is not None:  # the average stays where the step was left out
+            share = [(self._judge.verdict == TAKEN).to(averages[0].dtype) * share] * len(averages)
+        torch._foreach_lerp_(averages, weights, share)
 
     def refuse_sharded(self, strategy: Strategy) -> None:
         """Raise RequestError if a process does not hold all weights."""
@@ -57,7 +63,8 @@ class EMA(WeightAveraging):
             warnings.filterwarnings("ignore", message="The checkpoint was not created with WeightAveraging")
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        self._judge = pl_module.judge
         self._latest_update_step = trainer.global_step  # the next update follows the next optimizer step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

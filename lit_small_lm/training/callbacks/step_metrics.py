@@ -5,7 +5,6 @@ a checkpoint is written: a line for every step, without a synchronisation for ev
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lit_small_lm.errors import RunError
 from lit_small_lm.ranks import data_rank
+from lit_small_lm.training.callbacks.guard import Guard, Seen
+from lit_small_lm.training.judge import TAKEN
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import Position, RunLogger, log_everywhere
 
@@ -26,7 +26,7 @@ class _Step:
     lr: float
     tokens_per_second: float
     values: Tensor
-    """(3,) nats and token count of this process, gradient norm."""
+    """(4,) nats and token count of this process, gradient norm, what the judge said of the step."""
     terms: dict[str, Tensor]
     """Other loss terms of this process, summed."""
     scalars: dict[str, Tensor]
@@ -66,7 +66,8 @@ class StepMetrics(Callback):
         norm = pl_module.grad_norm if pl_module.grad_norm is not None else nats.new_tensor(float("nan"))
         position = Position(trainer.global_step, pl_module.tokens_seen, pl_module.seconds)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        values, sums, noted = torch.stack([nats, count, norm.double()]), pl_module.sums, pl_module.noted
+        verdict = nats.new_tensor(TAKEN) if pl_module.judge is None else pl_module.judge.verdict.double()
+        values, sums, noted = torch.stack([nats, count, norm.double(), verdict]), pl_module.sums, pl_module.noted
         scalars = {name: total / sums.batches for name, total in sums.scalars.items()}
         self._waiting.append(_Step(position, lr, tokens / elapsed, values, dict(sums.terms), scalars, dict(noted)))
         self._move(trainer, position)
@@ -88,10 +89,11 @@ class StepMetrics(Callback):
         if not self._waiting:
             return
         steps, self._waiting = self._waiting, []
-        values = torch.stack([step.values for step in steps])  # (steps, 3)
+        values = torch.stack([step.values for step in steps])  # (steps, 4)
         sums = trainer.strategy.reduce(values[:, :2].clone(), reduce_op="sum").tolist()
         others = others_of(steps, trainer)
-        for step, (nats, count), norm, (terms, scalars) in zip(steps, sums, values[:, 2].tolist(), others, strict=True):
+        rest = values[:, 2:].tolist()
+        for step, (nats, count), (norm, verdict), (terms, scalars) in zip(steps, sums, rest, others, strict=True):
             self.latest = {
                 **{f"train/{name}": value / count for name, value in terms.items()},
                 **{f"train/{name}": value / trainer.world_size for name, value in scalars.items()},
@@ -101,20 +103,13 @@ class StepMetrics(Callback):
                 "train/grad_norm": norm,
                 "train/tokens_per_second": round(step.tokens_per_second, 1),
             }
+            seen = Seen(step.position.step, self.latest["train/loss"], norm, int(verdict))
+            guards = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
+            for guard in guards:
+                self.latest |= guard.note(seen)
             log_everywhere(trainer.loggers, step.position, self.latest)
-            self._refuse_divergence(trainer, step.position.step)
-
-    def _refuse_divergence(self, trainer: Trainer, step: int) -> None:
-        """End a run whose loss or gradient is not finite, before a checkpoint of it is written.
-
-        Under fp16 a gradient may overflow: the step is then skipped and the scale lowered.
-        """
-        loss, norm = self.latest["train/loss"], self.latest["train/grad_norm"]
-        if not math.isfinite(loss) or not (math.isfinite(norm) or trainer.precision == "16-mixed"):
-            raise RunError(
-                f"step {step}: train/loss {loss}, train/grad_norm {norm}: training diverged; checkpoints from before "
-                "are intact; a lower optim.lr or a longer schedule.warmup may help"
-            )
+            for guard in guards:
+                guard.act(trainer, seen)
 
     def _move(self, trainer: Trainer, position: Position) -> None:
         for logger in trainer.loggers:
