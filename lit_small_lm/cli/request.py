@@ -1,10 +1,11 @@
 """Checks a request, command line and YAML together, before it is parsed: every fault is named where it was written.
 
 The walk keeps what each place holds (a class and the options given for it), because which options are allowed depends
-on the classes chosen before. The outcome is also the request itself, spelled out: `Request.argv` holds one YAML value
-with every option of every chosen class, so that no default of a class that was replaced can leak into its successor.
+on the classes chosen before. The outcome is also the request itself, spelled out: `Request.tree` holds every option of
+every chosen class, so that no default of a class that was replaced can leak into its successor.
 """
 
+import copy
 import dataclasses
 import json
 import re
@@ -36,21 +37,28 @@ NOWHERE = ScalarNode("tag:yaml.org,2002:str", "")
 class Request:
     """A checked request."""
 
-    argv: list[str]
-    """What to hand to the parser: `--config` with the whole request, then options that were not looked into."""
     tree: dict[str, Any]
     """The request as plain data; every chosen class has all of its options."""
+    passed: list[str]
+    """Options that were not looked into; they come after it."""
     notices: list[str]
     """Options that were given and then dropped, a line each."""
 
+    def spelled(self, command: str) -> dict[str, Any] | list[str]:
+        """What to hand to the parser: plain data, read in half the time, of its own, since it changes it; or words if
+        some were passed on."""
+        if self.passed:
+            return [command, *(["--config", json.dumps(self.tree)] if self.tree else []), *self.passed]
+        return {"subcommand": command, command: copy.deepcopy(self.tree)}
+
     def with_tokenizer(self, spec: Mapping[str, Any]) -> "Request":
         """The same request for another tokenizer than the one it names; a notice says so."""
-        data, passed = self.tree.get("data", {}), self.argv[2:] if self.tree else self.argv
+        data = self.tree.get("data", {})
         if data.get("tokenizer") == spec:
             return self
         tree = {**self.tree, "data": {**data, "tokenizer": dict(spec)}}
         kept = f"data.tokenizer: {spec['class_path'].rpartition('.')[2]}, that of the checkpoint, goes with its weights"
-        return Request(["--config", json.dumps(tree), *passed], tree, [*self.notices, kept])
+        return Request(tree, self.passed, [*self.notices, kept])
 
 
 def check_request(
@@ -69,7 +77,7 @@ def check_request(
             makes at most five lines of it.
     """
     if {"-h", "--help"} & set(argv):
-        return Request(["--help"], {}, [])
+        return Request({}, ["--help"], [])
     walk = _Walk(roots, beside)
     if base:
         walk.base(base)
@@ -78,8 +86,7 @@ def check_request(
     if not walk.report.faults and not asks_for_help:
         walk.missing()
     walk.report.finish()
-    tree = walk.root.tree()
-    return Request([*(["--config", json.dumps(tree)] if tree else []), *walk.passed], tree, walk.notices)
+    return Request(walk.root.tree(), walk.passed, walk.notices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,19 +159,11 @@ class _Walk:
             value = next_value(words)
         if part is not None and value is None:
             self.report.add(VALUE, f"{shown(name)}: no value; allowed: {part.allowed()}")
-        elif part is not None and part.is_opaque():
-            self._pass_on(part, value, f"{typed}={value}", rest or typed != name)
+        elif part is not None and part.is_opaque() and (rest or typed != name):
+            self.passed.append(f"{typed}={value}")
         elif part is not None:
             self._typed(part, keys, value, adds=typed != name)
         self.sources.pop()
-
-    def _pass_on(self, part: Part, value: str, word: str, unseen: bool) -> None:
-        """Leave to the parser what this check does not look into; a plain number or name is checked all the same."""
-        self.passed.append(word)
-        if not unseen:
-            before = part.given
-            self.put(part, typed_node(value, part), ())
-            part.given = before
 
     def _typed(self, part: Part, keys: tuple[str, ...], value: str, adds: bool) -> None:
         path, before = tuple(key for key in keys if key not in WRAPPERS), part.tree() if adds else None

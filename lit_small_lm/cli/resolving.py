@@ -10,7 +10,7 @@ def resolved(text: str) -> str:
     quiet()
     restrict_parsing()
     request = check_request([], roots(), base=text)
-    return _Resolver(None, Start(), ["test", *request.argv]).config_text
+    return _Resolver(None, Start(), "test", request).config_text
 
 
 class _Resolver(LitCLI):

@@ -15,6 +15,7 @@ from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Optim, Spec
 from lit_small_lm.spec import class_path
+from lit_small_lm.training import diffusion  # noqa: F401  (a model that may be named)
 from lit_small_lm.training.lit import AutoregressiveLM, LanguageModule
 from lit_small_lm.training.optim import AdamW
 
@@ -184,7 +185,7 @@ def test_right_values_arrive_with_their_type():
         *("--trainer.max_time", "00:01:00:00"),
     ).tree
     assert tree["optim"]["init_args"]["lr"] == 1e-3
-    assert tree["trainer"] == {"max_steps": -1, "precision": 16, "devices": [0, 1]}
+    assert tree["trainer"] == {"max_steps": -1, "precision": 16, "devices": [0, 1], "max_time": "00:01:00:00"}
     assert tree["model"]["init_args"]["shape"]["init_args"]["n_kv_heads"] is None
     assert tree["model"]["init_args"]["backbone"]["init_args"]["pattern"] == ["layer", "layer"]
     assert (tree["run_dir"], tree["resume"]) == ("5", True)
@@ -327,8 +328,15 @@ def test_a_base_configuration_lies_below_everything():
 def test_what_is_not_looked_into_is_passed_on():
     callbacks = ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=5"]
     request = ask(*MODEL, *callbacks, "--trainer.logger", "false", "--print_config")
-    assert request.argv[2:] == [*callbacks, "--trainer.logger=false", "--print_config"]
-    assert ask("--nonsense", "--help").argv == ["--help"]
+    assert request.passed == [*callbacks, "--print_config"] and request.tree["trainer"] == {"logger": False}
+    assert request.spelled("fit")[:2] == ["fit", "--config"] and request.spelled("fit")[3:] == request.passed
+    assert ask("--nonsense", "--help").spelled("test") == ["test", "--help"]
+
+
+def test_a_request_that_is_wholly_known_is_handed_on_as_plain_data():
+    request = ask(*MODEL, "--trainer.accelerator", "cpu")
+    assert request.spelled("fit") == {"subcommand": "fit", "fit": request.tree}
+    assert request.tree["trainer"] == {"accelerator": "cpu"}
 
 
 def test_the_parser_reads_the_outcome_as_it_was_meant():
@@ -336,13 +344,12 @@ def test_the_parser_reads_the_outcome_as_it_was_meant():
 
     set_parsing_settings(subclasses_enabled=[Spec])
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(LanguageModule, "model")
     parser.add_class_arguments(TokenData, "data")
     layers = '{"local": {"canon_at": "A"}}'
     argv = [*MODEL, "--model.backbone.more_layers", layers, "--model.backbone.more_layers.local.ffn", "MLP"]
     request = ask(*argv, "--model.shape.n_kv_heads", "null", "--data.source.path", "a: {b} % é\n")
-    parsed = parser.instantiate(parser.parse_args(request.argv))
+    parsed = parser.instantiate(parser.parse_object(request.spelled("fit")["fit"]))
     meant = at(request, "model.init_args.backbone")
     assert parsed.model.backbone == BackboneSpec.from_dict(meant)
     assert parsed.model.backbone.more_layers["local"].ffn.activation == "gelu_tanh"
