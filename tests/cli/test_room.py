@@ -2,20 +2,29 @@
 
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from lit_small_lm.__main__ import main
+from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.cli import checks, room
+from lit_small_lm.cli.lit import roots
+from lit_small_lm.cli.request import check_request
 from lit_small_lm.data.datamodule import TokenData
 from lit_small_lm.data.sources import TextFiles
 from lit_small_lm.data.tokenizer import Bytes
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.planning import rehearsal
+from lit_small_lm.planning.outline import Outline
+from lit_small_lm.planning.workload import Workload
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.training.lit import AutoregressiveLM
+from lit_small_lm.training.optim import AdamW
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -73,6 +82,7 @@ def test_an_estimate_that_fails_stops_nothing(warned, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError
 
+    monkeypatch.setattr(checks, "free_memory", lambda: 0)
     monkeypatch.setattr(room, "training", broken)
     assert warned() == []
 
@@ -93,8 +103,34 @@ def test_depth_costs_nothing(tiny_text, tmp_path, monkeypatch):
         return step(build, workload)
 
     monkeypatch.setattr(rehearsal, "step", counted)
+    monkeypatch.setattr(checks, "free_memory", lambda: 0)
     room.warn(module(n_layers=500), data(tiny_text, tmp_path), of({}), tmp_path)
     assert depths == [1, 2]
+
+
+def test_a_run_that_needs_little_is_not_worked_out(tiny_text, tmp_path, monkeypatch, capsys):
+    def never(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(room, "_worked_out", never)
+    assert list(room._shortages(module(), data(tiny_text, tmp_path), of({}), tmp_path)) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "lfm2"])
+def test_the_bound_is_above_what_is_worked_out(family):
+    spec = BackboneSpec.from_dict(family_named(family))
+    outline = Outline(spec, FixedShape(dim=16, n_layers=3, n_heads=2).resolve(), 260)
+    for workload in (Workload(optim=AdamW(), seq_len=64, batch_size=4, rows=4), EVERYTHING):
+        bound, found = room._bound(outline, workload), room._worked_out(outline, workload)
+        assert all(more >= less for more, less in zip(bound, found, strict=True)), (bound, found)
+
+
+EVERYTHING = Workload(optim=AdamW(), objective=MaskedDiffusion(), seq_len=16, batch_size=1, rows=1, average="ema")
+
+
+def family_named(name):
+    argv = ["--model", "AutoregressiveLM", "--model.backbone", str(CONFIGS / "families" / f"{name}.yaml")]
+    return check_request(argv, roots()).tree["model"]["init_args"]["backbone"]
 
 
 def module(**shape):
