@@ -48,6 +48,14 @@ class OtherInterface(ImportError):
     """A plug-in was written for another version of the contracts."""
 
 
+class OpenedWarning(UserWarning):
+    """A module of the user's was imported because a command said so."""
+
+
+class ModuleName(str):
+    """A module of the user's, where Python finds modules, that a command opens with `--allow_import`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """Where a Spec class comes from, as recorded in checkpoints and shown by `lit-small-lm plugins`."""
@@ -62,6 +70,7 @@ class Origin:
 
 
 _DISTRIBUTIONS: dict[str, str] = {}
+_OPENED: dict[str, None] = {}
 _DECLARED = re.compile(r"^LIT_SMALL_LM_PLUGIN_API\s*=\s*(\d+)", re.MULTILINE)
 not_loaded: list[str] = []
 """Why plug-ins could not be loaded, as of the last `discover`; a name that is not known may have been theirs."""
@@ -71,11 +80,11 @@ def discover(paths: Iterable[str | Path] = ()) -> None:
     """Import every built-in, shipped, installed and user plug-in; safe to call again.
 
     Args:
-        paths: files (`x.py`) or folders (every `*.py` in them, and packages) of the user.
+        paths: files (`x.py`) or folders (every `*.py` in them, and packages) of the user, or names of modules.
 
     Raises:
-        RequestError: a path does not exist or cannot be a plug-in, a file named here cannot be loaded, or two classes
-            share a name. What else cannot be loaded is a warning.
+        RequestError: a path does not exist or cannot be a plug-in, a file or module named here cannot be loaded, or two
+            classes share a name. What else cannot be loaded is a warning.
     """
     not_loaded.clear()
     for room in BUILT_IN:
@@ -87,7 +96,7 @@ def discover(paths: Iterable[str | Path] = ()) -> None:
         if _attempt(entry.value, entry.load, file) and entry.dist is not None:
             _DISTRIBUTIONS[entry.module.split(".")[0]] = f"{entry.dist.name} {entry.dist.version}"
     for path in paths:
-        _load_path(Path(path))
+        _open(path) if isinstance(path, ModuleName) else _load_path(Path(path))
     if not_loaded:
         more = f"; and {len(not_loaded) - 1} more plug-ins were not loaded" if len(not_loaded) > 1 else ""
         warnings.warn(not_loaded[0] + more, PluginWarning, stacklevel=2)
@@ -101,8 +110,8 @@ def origins() -> list[Origin]:
 
 
 def trusted_packages() -> list[str]:
-    """Packages whose classes a configuration may name: ours, the user's plug-ins, installed plug-ins."""
-    return ["lit_small_lm", USER_PACKAGE, *sorted(_DISTRIBUTIONS)]
+    """Packages whose classes a configuration may name: ours, the user's plug-ins and modules, installed plug-ins."""
+    return ["lit_small_lm", USER_PACKAGE, *sorted(_DISTRIBUTIONS), *_OPENED]
 
 
 def describe(cls: type[Spec], kind: str = "") -> Origin:
@@ -153,6 +162,18 @@ def _refuse_other_interface(file: Path) -> None:
     declared = _DECLARED.search(file.read_text("utf-8", errors="replace"))
     if declared and int(declared[1]) != PLUGIN_API:
         raise OtherInterface(f"written for plug-in interface {declared[1]}; this is interface {PLUGIN_API}")
+
+
+def _open(name: ModuleName) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise RequestError(f"--allow_import: {shown(str(name))}; allowed: the name of a module, such as mine.parts")
+    if not _attempt(name, functools.partial(importlib.import_module, name)):
+        raise RequestError(f"--allow_import: {not_loaded.pop()}")
+    place = sys.modules[name].__file__ if "__file__" in vars(sys.modules[name]) else "a built-in module"
+    if name not in _OPENED:
+        text = f"--allow_import {name}: {shown(str(place))} was run, and a configuration may name its classes"
+        warnings.warn(text, OpenedWarning, stacklevel=3)
+    _OPENED[str(name)] = None
 
 
 def _load_path(path: Path) -> None:

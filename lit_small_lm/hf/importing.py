@@ -5,7 +5,7 @@ are. Weights become float32, which holds bfloat16 and float16 exactly, and float
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,18 @@ from torch import Tensor
 from lit_small_lm import __version__
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.checkpoint import FORMAT, need_plugins
+from lit_small_lm.digests import SUMS, read_sums, refuse_changed
 from lit_small_lm.errors import RequestError, RunError, shown
-from lit_small_lm.folder import DTYPES, Weights, read_config, read_weights
+from lit_small_lm.folder import DTYPES, Weights, read_config, read_weights, within
 from lit_small_lm.hf.names import Entry, to_ours, to_theirs
 from lit_small_lm.hf.public import Model
 from lit_small_lm.hf.registry import family_of
-from lit_small_lm.nn.moe import MoE
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.plugin import Objective, Shape
+from lit_small_lm.release import OWN, PREFIX, Stored, empty, refuse_experts
 from lit_small_lm.shapes import fixed
 
-OWN = "lit_small_lm"
-"""The `model_type` of models that no public class expresses, and the key of their record in config.json."""
-OWN_PREFIX = "net."
 LENGTH = "max_position_embeddings"
-MOST_EXPERTS = 2**17
-"""In all layers; the largest public models have a fifth. Each is a module, and a few bytes ask for it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def form_of(config: Mapping[str, Any]) -> Form:
         return _own_form(config)
     family = family_of(config)
     model = family.read(config)
-    _refuse_experts(model)
+    refuse_experts(model.backbone, model.shape.resolve())
     if model.extras:
         names = ", ".join(model.extras)
         raise RequestError(f"config.json: {model_type(config)}: {names}: such parameters are counted, not imported")
@@ -102,39 +98,26 @@ def read_folder(path: Path) -> Imported:
 
     Raises:
         RequestError: it is not there, is of a class or has settings that we do not have, or its tensors do not fit.
-        RunError: a file is damaged, or holds a number that is not finite.
+        RunError: a file is damaged, not as the folder's SHA256SUMS says, or holds a number that is not finite.
     """
+    refuse_tampered(path)
     config = read_config(path)
     form, weights = form_of(config), read_weights(path)
     places = _places(form, weights)
     _check_headers(form, weights, places)
-    state = to_ours(form.entries, _Reader(weights, places))
+    state = to_ours(form.entries, Stored(weights, places))
     _compare_heads(form, weights, places, state)
     dtypes = {weights.headers[name].dtype for name in places.values()}
     return Imported(form, config, state, tuple(sorted(dtypes)))
 
 
-class _Reader(Mapping[str, Tensor]):
-    """The tensors by the public class's names, as float32, each read when it is asked for."""
-
-    def __init__(self, weights: Weights, places: Mapping[str, str]) -> None:
-        self.weights, self.places = weights, places
-
-    def __getitem__(self, name: str) -> Tensor:
-        place = self.places[name]
-        tensor = self.weights[place].to(torch.float32, copy=True)  # without a copy it would hold on to the whole file
-        if not torch.isfinite(tensor).all():
-            raise RunError(f"{shown(str(self.weights.headers[place].file))}: {shown(place)} holds numbers not finite")
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
+def refuse_tampered(path: Path) -> None:
+    """Raise RunError if a file of a folder is not as its list of digests says, where it has one."""
+    if not (path / SUMS).exists():
+        return
+    digests = read_sums(within(path, SUMS))
+    here = [name for name in digests if Path(name).name == name and (path / name).exists()]
+    refuse_changed(path, [name for name in here if within(path, name)], digests)
 
 
 def _own_form(config: Mapping[str, Any]) -> Form:
@@ -147,8 +130,8 @@ def _own_form(config: Mapping[str, Any]) -> Form:
         dims = Shape.from_dict(record["shape"]).resolve()
         rows, length = (None if config.get(key) is None else int(config[key]) for key in ("vocab_size", LENGTH))
         model = Model(BackboneSpec.from_dict(record["backbone"]), fixed(dims), rows, max_length=length)
-        _refuse_experts(model)
-        entries = [Entry(name, (OWN_PREFIX + name,)) for name in _empty(model).state_dict()]
+        refuse_experts(model.backbone, model.shape.resolve())
+        entries = [Entry(name, (PREFIX + name,)) for name in _empty(model).state_dict()]
         return Form(model, Objective.from_dict(record["objective"]), entries)
     except (RequestError, RunError):
         raise
@@ -156,19 +139,8 @@ def _own_form(config: Mapping[str, Any]) -> Form:
         raise RunError(f"config.json: its record is damaged ({type(error).__name__})") from None
 
 
-def _refuse_experts(model: Model) -> None:
-    """Raise RequestError for more experts than any file will hold."""
-    layers = model.backbone.layers(model.shape.resolve().n_layers)
-    count = sum(kind.ffn.n_experts for kind in layers if isinstance(kind.ffn, MoE))
-    if count > MOST_EXPERTS:
-        raise RequestError(
-            f"config.json: {count:,} experts in {len(layers):,} layers; allowed: at most {MOST_EXPERTS:,} in all"
-        )
-
-
 def _empty(model: Model) -> Backbone:
-    with torch.device("meta"):
-        return Backbone(model.backbone, model.shape.resolve(), model.vocab_size)
+    return empty(model.backbone, model.shape.resolve(), model.vocab_size)
 
 
 def _theirs(entries: Sequence[Entry]) -> set[str]:

@@ -21,7 +21,8 @@ from lit_small_lm.backbone import Backbone
 from lit_small_lm.context import Cache, Context, Kind, Visibility
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError
-from lit_small_lm.hf.importing import OWN, form_of
+from lit_small_lm.hf.importing import form_of
+from lit_small_lm.release import OWN
 
 
 class LitSmallLMConfig(PreTrainedConfig):
