@@ -1,9 +1,11 @@
 """Checkpoints: the record that makes one self-describing, and `load`, which rebuilds a model from it alone.
 
-Files are read with `weights_only=True`; names in a record are looked up among the known classes and never imported.
+Files are read with `weights_only=True`, after their bytes were held against their digest (see `durable`); names in a
+record are looked up among the known classes and never imported.
 """
 
 import dataclasses
+import os
 import pickle
 import re
 import warnings
@@ -19,9 +21,12 @@ from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.batch import Specials
 from lit_small_lm.context import Context
 from lit_small_lm.discovery import describe, discover
-from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.durable import DamagedError, manifest_of, save, verify
+from lit_small_lm.errors import RequestError, RunError, shown, shown_path
 from lit_small_lm.generation import Asked, pieces
 from lit_small_lm.plugin import Dims, Encoder, Frame, Objective, Sampler, Shape, Spec, Tokenizer
+from lit_small_lm.release import content as released
+from lit_small_lm.release import is_release, refuse_misfit, refuse_remote
 from lit_small_lm.samplers.fitting import refuse_unfit
 from lit_small_lm.shapes import fixed
 from lit_small_lm.spec import class_path, final_classes
@@ -91,18 +96,53 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         RequestError: the file does not exist, or is a folder.
-        RunError: it is damaged, or holds something other than tensors and plain data (refused, nothing runs).
+        DamagedError: it is not what was written, or not tensors and plain data alone (refused, nothing runs).
+        RunError: a weight in it is not finite.
     """
+    refuse_remote(path)
+    if is_release(path):
+        return released(path)
     if path.is_dir():
         raise RequestError(f"checkpoint: {shown(str(path))} is a folder; allowed: a file, such as {checkpoint_name(0)}")
     if not path.is_file():
         raise RequestError(f"checkpoint: {shown(str(path))} does not exist")
+    place = shown_path(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            found = verify(path, file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except DamagedError as error:
+        raise DamagedError(f"checkpoint: {place} is damaged: {error}") from error
     except pickle.UnpicklingError as error:
-        raise RunError(f"checkpoint: {path} was refused; it is not tensors and plain data only") from error
+        raise DamagedError(f"checkpoint: {place} was refused; it is not tensors and plain data only") from error
+    except OSError as error:
+        raise DamagedError(f"checkpoint: {place} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # what torch.load raises on damaged bytes is anything
-        raise RunError(f"checkpoint: {path} is damaged ({type(error).__name__})") from error
+        raise DamagedError(f"checkpoint: {place} is damaged ({type(error).__name__})") from error
+    if found == "no manifest":
+        why = "an earlier version wrote it, or it was copied alone; damage may go unseen"
+        warnings.warn(f"checkpoint: {place} has no {manifest_of(path).name}: {why}", stacklevel=2)
+    refuse_non_finite(content, f"checkpoint: {place}")
+    return content
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint file and its manifest, whole or not at all.
+
+    Raises:
+        RunError: a weight is not finite, or the disk is full or refuses; what was saved before is as it was.
+    """
+    refuse_non_finite(content, f"checkpoint: {shown_path(path)} is not written")
+    save(path, lambda stream: torch.save(content, stream))
+
+
+def refuse_non_finite(content: Any, where: str) -> None:
+    """Raise RunError naming the first weight of a checkpoint that is NaN or infinite."""
+    for part in ("state_dict", "current_model_state"):
+        state = content.get(part) if isinstance(content, dict) else None
+        for name, value in state.items() if isinstance(state, dict) else ():
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise RunError(f"{where}: weight {shown(name)} is not finite")
 
 
 def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -110,15 +150,15 @@ def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         RequestError: it has none, or a later version of the package wrote it.
-        RunError: it is damaged.
+        DamagedError: it is damaged.
     """
     record = checkpoint.get(RECORD) if isinstance(checkpoint, dict) else None
     if record is None:
         raise RequestError("checkpoint: it has no lit_small_lm record; it was not written by this package")
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise RunError("checkpoint: its record is damaged (no format number)")
+        raise DamagedError("checkpoint: its record is damaged (no format number)")
     if record["format"] <= FORMAT and not {"backbone", "shape", "objective", "tokenizer", "step"} <= set(record):
-        raise RunError("checkpoint: its record is damaged (parts of it are missing)")
+        raise DamagedError("checkpoint: its record is damaged (parts of it are missing)")
     if record["format"] > FORMAT:
         raise RequestError(
             f"checkpoint: format {record['format']} of version {record['version']}; version {__version__} reads up to "
@@ -187,24 +227,47 @@ def averaged(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """The readable checkpoint of the highest step, and its content; damaged ones are warned of and passed over.
+    """The good checkpoint of the highest step, and its content; those that are passed over are warned of.
+
+    One without a manifest is taken only where none is good that has one.
 
     Raises:
         RequestError: the folder holds no checkpoint.
-        RunError: all of them are damaged.
+        RunError: all of them are damaged, or a weight of the newest good one is not finite.
     """
+    refuse_remote(run_dir)
+    if is_release(run_dir):
+        return run_dir, released(run_dir)
     files, reasons = checkpoints_in(run_dir), []
     if not files:
-        raise RequestError(f"{shown(str(run_dir))}: no checkpoint in it (checkpoints/{checkpoint_name(0)} and so on)")
-    for file in files:
+        place = shown_path(run_dir)
+        raise RequestError(f"{place}: no checkpoint in it (checkpoints/{checkpoint_name(0)} and so on)")
+    bare = [file for file in files if file.is_file() and not os.path.lexists(manifest_of(file.resolve()))]
+    for file in sorted(files, key=bare.__contains__):
         try:
-            content = read(file)
-            record_of(content)
-            return file, content
-        except RunError as error:
+            content = _whole(file)
+        except DamagedError as error:
             reasons.append(str(error))
-            warnings.warn(f"{error}; trying the one before", stacklevel=2)
-    raise RunError("; ".join(reasons))
+            continue
+        passed = [f"checkpoint: {shown_path(other)} has no {manifest_of(other).name}" for other in bare]
+        passed = [] if file in bare else passed[: sum(step_of(other) > step_of(file) for other in bare)]
+        for reason in (*reasons, *passed):
+            warnings.warn(f"{reason}; passed over for {file.name}", stacklevel=2)
+        return file, content
+    raise RunError("\n".join(reasons))
+
+
+def _whole(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint file. Raises DamagedError also where something else stands in its place."""
+    if not file.is_file():
+        found = "a link to nothing" if file.is_symlink() else "no file"
+        raise DamagedError(f"checkpoint: {shown_path(file)} is {found}")
+    content = read(file)
+    try:
+        record_of(content)
+    except DamagedError as error:
+        raise DamagedError(f"{error}: {shown_path(file)}") from error
+    return content
 
 
 def at(path: Path) -> dict[str, Any]:
@@ -257,10 +320,10 @@ class LanguageModel:
 
 
 def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cpu") -> LanguageModel:
-    """Rebuild backbone, objective and tokenizer from a checkpoint file, or from the newest good one of a run folder.
+    """Rebuild backbone, objective and tokenizer from a checkpoint file, a run's newest good one, or a released model.
 
     Args:
-        path: a `.ckpt` file or a run folder.
+        path: a `.ckpt` file, a run folder, or the folder of a released model.
         plugins: files or folders of your own plug-ins that the model was built with.
         device: where the network goes.
 
@@ -276,9 +339,13 @@ def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cp
     try:
         encoder = encoder_of(record)
         dims = Shape.from_dict(record["shape"]).resolve()
-        net = Backbone(BackboneSpec.from_dict(record["backbone"]), dims, encoder.specials.vocab_size)
+        spec, rows = BackboneSpec.from_dict(record["backbone"]), encoder.specials.vocab_size
+        refuse_misfit(spec, dims, rows, checkpoint["state_dict"], f"checkpoint: {shown_path(path)}")
+        net = Backbone(spec, dims, rows)
         net.load_state_dict(weights_of(checkpoint))
         objective = Objective.from_dict(record["objective"])
+    except RunError:
+        raise
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise RunError(f"checkpoint: {path}: its record is damaged ({type(error).__name__}: {reason})") from error

@@ -4,13 +4,15 @@
 request that failed while it ran). Their text is one line: what was asked for, the value, what is allowed.
 """
 
+import contextlib
 import difflib
 import itertools
 import re
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 WIDTH = 300
 """The longest line of an error message."""
@@ -28,6 +30,18 @@ class RunError(RuntimeError):
     """A fair request failed while it ran; what was saved before stays usable."""
 
 
+@contextlib.contextmanager
+def of_a_record(what: str) -> Iterator[None]:
+    """Raise RunError, `what` is damaged, where plain data that was read has another form than what was written."""
+    try:
+        yield
+    except (RequestError, RunError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = shown(" ".join(str(error).split())[:100])
+        raise RunError(f"{what} is damaged ({type(error).__name__}: {reason})") from error
+
+
 def warn_or_refuse(text: str, level: str) -> None:
     """Warn of something that does not go well; at level "error" raise RequestError."""
     if level == "error":
@@ -38,6 +52,21 @@ def warn_or_refuse(text: str, level: str) -> None:
 def shown(value: object) -> str:
     """`value` as text that is safe on one terminal line: control characters escaped, at most 120 characters."""
     return _cut(_escaped(value if isinstance(value, str) else repr(value)), 120)
+
+
+def shown_path(path: object) -> str:
+    """A path as `shown` shows text, where the end of a long one says most."""
+    text = _escaped(str(path))
+    return text if len(text) <= 160 else f"...{text[-157:]}"
+
+
+def path_of(text: str | Path) -> Path:
+    """`text` as a path, with the home folder that `~` stands for. Raises RequestError: nobody is called so."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        user = shown(str(text).split("/")[0][1:])
+        raise RequestError(f"{shown(str(text))}: no user is called {user}; allowed: a path") from None
 
 
 def first_line(error: Exception) -> str:

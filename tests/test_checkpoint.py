@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
-from lit_small_lm.checkpoint import checkpoints_in, load, make_record, read, record_of
+from lit_small_lm.checkpoint import checkpoints_in, load, make_record, read, record_of, write
 from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.objectives.next_token import NextToken
@@ -28,7 +28,7 @@ def saved(tmp_path):
     )
     state = {f"net.{key}": value for key, value in net.state_dict().items()}
     file = tmp_path / "step=00000007.ckpt"
-    torch.save({"state_dict": state, "lit_small_lm": record}, file)
+    write({"state_dict": state, "lit_small_lm": record}, file)
     return file, net.eval()
 
 
@@ -78,7 +78,7 @@ def test_a_class_is_looked_up_and_never_imported(saved):
     file, _ = saved
     content = read(file)
     content["lit_small_lm"]["backbone"]["class_path"] = "os.system"
-    torch.save(content, file)
+    write(content, file)
     with pytest.raises(RequestError, match=r"'os.system' is not a known BackboneSpec"):
         load(file)
 

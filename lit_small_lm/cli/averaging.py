@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_small_lm.cli.new_folder import refuse_used, whole_folder
-from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.options import Number, Options, place
 from lit_small_lm.errors import RequestError, shown
 
 TEXT = """Average the weights of a run's best checkpoints, by the loss of the validation that was made at their step,
@@ -25,9 +25,11 @@ and checkpoints.every_n_steps as trainer.val_check_interval."""
 def parser(command: str) -> Options:
     """The command's options."""
     parser = Options(prog=f"lit-small-lm {command}", description=TEXT)
-    parser.add_argument("path", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an empty one")
-    parser.add_argument("--best", type=int, default=3, metavar="K", help="how many checkpoints (default 3)")
+    parser.add_argument("path", type=place, metavar="RUN", help="a run directory")
+    parser.add_argument("out", type=place, metavar="OUT", help="a new folder, or an empty one")
+    parser.add_argument(
+        "--best", type=Number(int, low=1, high=10**6), default=3, metavar="K", help="how many checkpoints (default 3)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_plugins()
     return parser
@@ -36,8 +38,6 @@ def parser(command: str) -> Options:
 def run(command: str, argv: list[str]) -> int:
     """Average as asked; prints what was averaged, or one JSON object with `--json`."""
     args = parser(command).parse_args(argv)
-    if args.best < 1:
-        raise RequestError(f"--best: {args.best}; allowed: at least 1")
     refuse_used(args.out)
     from lit_small_lm.checkpoint import averaged
 
@@ -88,8 +88,7 @@ def candidates(run_dir: Path, losses: Mapping[int, float]) -> dict[int, Path]:
 
 def write(args: argparse.Namespace, content: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """The run folder; its checkpoint is read back before it appears."""
-    import torch
-
+    from lit_small_lm import checkpoint
     from lit_small_lm.checkpoint import RECORD, checkpoint_name, load
     from lit_small_lm.training.run_dir import environment, write_json
 
@@ -97,8 +96,7 @@ def write(args: argparse.Namespace, content: Mapping[str, Any], found: Mapping[s
     version = {"pytorch-lightning_version": importlib.metadata.version("lightning")}
     with whole_folder(args.out) as folder:
         file = folder / "checkpoints" / checkpoint_name(record["step"])
-        file.parent.mkdir()
-        torch.save({**content, RECORD: record, "epoch": 0, "global_step": record["step"], **version}, file)
+        checkpoint.write({**content, RECORD: record, "epoch": 0, "global_step": record["step"], **version}, file)
         load(file, args.plugins)
         (folder / "config.yaml").write_text(record["config"], encoding="utf-8")
         write_json(folder / "averaged.json", found)

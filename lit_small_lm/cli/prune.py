@@ -4,17 +4,15 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_small_lm.cli.new_folder import refuse_used, whole_folder
-from lit_small_lm.cli.options import Options
-from lit_small_lm.errors import RequestError, RunError, not_known
+from lit_small_lm.cli.options import Number, Options, place
+from lit_small_lm.errors import RequestError, RunError
 
 TEXT = """Leave out layers of a trained model, named or chosen by what they do, or set its smallest weights to zero;
 nothing is trained again. What it costs is measured on held-out text of the model's own run, or on text given with
@@ -28,14 +26,21 @@ def parser(command: str) -> Options:
     from lit_small_lm.cli.examination import add_text_options
 
     parser = Options(prog=f"lit-small-lm {command}", description=TEXT)
-    parser.add_argument("path", type=Path, metavar="RUN", help="a run directory, or one checkpoint file")
+    parser.add_argument("path", type=place, metavar="RUN", help="a run directory, or one checkpoint file")
     parser.add_argument("--layers", metavar="LIST", help="layers to leave out, counted from 0, such as 3,5-7")
-    parser.add_argument("--keep", type=int, metavar="N", help="leave out all but N layers, chosen --by")
-    parser.add_argument("--by", metavar="METRIC", help=f"{', '.join(METRICS)} (default removal)")
-    parser.add_argument("--sparsity", type=float, metavar="S", help="share of the layers' weights to set to zero")
-    parser.add_argument("--by_depth", metavar="HOW", help=f"share of each layer: {', '.join(ALLOCATIONS)}")
-    parser.add_argument("--pattern", help=f"which weights: {' or '.join(PATTERNS)} (default unstructured)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder, or an empty one; none: measure only")
+    parser.add_argument(
+        "--keep", type=Number(int, low=1, high=10_000), metavar="N", help="leave out all but N layers, chosen --by"
+    )
+    parser.add_argument("--by", choices=list(METRICS), help="how they are chosen (default removal)")
+    parser.add_argument(
+        "--sparsity",
+        type=Number(float, above=0, below=1),
+        metavar="S",
+        help="share of the layers' weights to set to zero",
+    )
+    parser.add_argument("--by_depth", choices=list(ALLOCATIONS), help="share of each layer (default uniform)")
+    parser.add_argument("--pattern", choices=list(PATTERNS), help="which weights (default unstructured)")
+    parser.add_argument("--out", type=place, metavar="DIR", help="a new folder, or an empty one; none: measure only")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     add_text_options(parser)
     return parser
@@ -43,7 +48,7 @@ def parser(command: str) -> Options:
 
 def run(command: str, argv: list[str]) -> int:
     """Prune as asked; prints what it costs, or one JSON object with `--json`."""
-    args, rest = parser(command).parse_known_args(argv)
+    args, rest = parser(command).parse_beside(argv, ["data"])
     _check(args)
     from lit_small_lm.analysis.catalogue import rounded
     from lit_small_lm.cli.examination import examined
@@ -60,8 +65,6 @@ def run(command: str, argv: list[str]) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise RequestError for options that do not go together, or a value out of range."""
-    from lit_small_lm.analysis.pruning import METRICS
-    from lit_small_lm.analysis.sparsity import ALLOCATIONS, PATTERNS
     from lit_small_lm.cli.examination import check_text_options
 
     check_text_options(args)
@@ -69,13 +72,9 @@ def _check(args: argparse.Namespace) -> None:
     if len(modes) != 1:
         said = f"--{modes[0]} and --{modes[1]} exclude each other; give" if modes else "what to prune is not said; give"
         raise RequestError(f"{said} one of --layers, --keep and --sparsity")
-    belongs = {"by": ("keep", METRICS), "by_depth": ("sparsity", ALLOCATIONS), "pattern": ("sparsity", PATTERNS)}
-    for name, (mode, known) in belongs.items():
-        value = getattr(args, name)
-        if value is not None and mode != modes[0]:
+    for name, mode in {"by": "keep", "by_depth": "sparsity", "pattern": "sparsity"}.items():
+        if getattr(args, name) is not None and mode != modes[0]:
             raise RequestError(f"--{name}: goes with --{mode}, not with --{modes[0]}")
-        if value is not None and value not in known:
-            raise not_known(f"--{name}", value, known)
     _check_sparsity(args)
     if args.out is not None:
         refuse_used(args.out)
@@ -83,8 +82,6 @@ def _check(args: argparse.Namespace) -> None:
 
 def _check_sparsity(args: argparse.Namespace) -> None:
     value = args.sparsity
-    if value is not None and not (math.isfinite(value) and 0 < value < 1):
-        raise RequestError(f"--sparsity: {value}; allowed: above 0, below 1")
     if args.pattern == "2:4" and value != 0.5:
         raise RequestError(f"--sparsity: {value} with --pattern 2:4, which sets half of the weights to zero; give 0.5")
     if args.pattern == "2:4" and args.by_depth not in (None, "uniform"):
@@ -162,18 +159,15 @@ def _sparse(model: Any, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _write(args: argparse.Namespace, model: Any) -> None:
     """The run folder; read back before it appears. Raises RunError if it gives other logits."""
-    import torch
-
     from lit_small_lm.analysis.pruning import check_same, content
-    from lit_small_lm.checkpoint import checkpoint_name, load
+    from lit_small_lm.checkpoint import checkpoint_name, load, write
     from lit_small_lm.training.run_dir import environment, write_json
 
     config = _configuration(model)
     model = dataclasses.replace(model, record={**model.record, "config": config})
     with whole_folder(args.out) as folder:
         file = folder / "checkpoints" / checkpoint_name(model.record["step"])
-        file.parent.mkdir()
-        torch.save(content(model, importlib.metadata.version("lightning")), file)
+        write(content(model, importlib.metadata.version("lightning")), file)
         check_same(model, list(model.net.layers), load(file, args.plugins, model.net.embed.weight.device.type))
         (folder / "config.yaml").write_text(config, encoding="utf-8")
         write_json(folder / "pruned.json", model.record["pruned"])

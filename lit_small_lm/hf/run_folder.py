@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_small_lm.checkpoint import RECORD, LanguageModel, checkpoint_name, grown, make_record
+from lit_small_lm.checkpoint import RECORD, LanguageModel, checkpoint_name, grown, make_record, write
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RunError
 from lit_small_lm.hf.importing import Imported
@@ -50,8 +50,7 @@ def write_checkpoint(folder: Path, imported: Imported, tokens: Found, config: st
         "pytorch-lightning_version": importlib.metadata.version("lightning"),
     }
     file = folder / "checkpoints" / checkpoint_name(0)
-    file.parent.mkdir()
-    torch.save(content, file)
+    write(content, file)
     return file
 
 

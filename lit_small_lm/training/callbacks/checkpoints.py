@@ -1,77 +1,73 @@
 """Checkpoints every n steps, after validation where both fall on one step, so that a resume repeats neither."""
 
-import os
-import signal
+import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_small_lm.checkpoint import checkpoint_name, checkpoints_in, step_of
-from lit_small_lm.errors import RequestError
+from lit_small_lm.durable import manifest_of
+from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.training.callbacks.wsd import WSDSchedule
-
-
-class Interrupted(BaseException):
-    """SIGINT, SIGTERM or SIGHUP stopped the run, after a checkpoint of the last finished step was written."""
-
-    def __init__(self, number: int, step: int, run_dir: Path | None) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
-        self.number, self.step, self.run_dir = number, step, run_dir
+from lit_small_lm.training.saving import AtomicCheckpointIO, Saving
 
 
 class Checkpoints(Callback):
-    """Writes a checkpoint every n steps, at the end of training, and when a signal asks to stop.
+    """Writes a checkpoint every n steps, at the end of training, and when `save_now` is called.
 
     Kept are the newest ones and the last one before the learning rate decays, from which other decays can branch.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
         keep: how many of the newest are kept, at least 2; 0 keeps all.
+        saving: background: training goes on while a copy of its state is written; blocking: it waits, and takes no
+            memory for a copy.
 
     Raises:
         RequestError: a value out of range.
     """
 
-    def __init__(self, every_n_steps: int = 200, keep: int = 3) -> None:
+    def __init__(self, every_n_steps: int = 200, keep: int = 3, saving: Saving = "background") -> None:
         if every_n_steps < 1:
             raise RequestError(f"checkpoints.every_n_steps: {every_n_steps}; allowed: at least 1")
         if keep < 0 or keep == 1:
             raise RequestError(f"checkpoints.keep: {keep}; allowed: 0 (all) or at least 2")
-        self.every_n_steps, self.keep = every_n_steps, keep
+        self.every_n_steps, self.keep, self.saving = every_n_steps, keep, saving
         self.run_dir: Path | None = None
         """Set by the run directory callback; nothing is written before."""
-        self._saved_at = -1
-        self._signal = 0
+        self._io: AtomicCheckpointIO | None = None
+        self._saved_at = self._pruned_at = -1
+        self._doubtful: set[Path] = set()
+        """Checkpoints of later steps than that which training goes on from: it could not be read from them."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        io = trainer.strategy.checkpoint_io
+        if type(io) is TorchCheckpointIO:  # Lightning's, where nobody chose another
+            io = trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage == "fit" and isinstance(io, AtomicCheckpointIO):
+            self._io, io.saving = io, self.saving
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_at, self._signal = trainer.global_step, 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._saved_at = self._pruned_at = trainer.global_step
+        files = checkpoints_in(self.run_dir) if self.run_dir else []
+        self._doubtful = {file for file in files if step_of(file) > trainer.global_step}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates once more and ends
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        asked = self._signal if trainer.world_size == 1 else self._signal_anywhere(trainer)
-        if asked or not validation_due(trainer):
-            self._save(trainer, now=bool(asked))
-        if asked:
-            raise Interrupted(asked, trainer.global_step, self.run_dir)
+        self._look(trainer)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not validation_due(trainer):
+            self._save(trainer)
 
-    def _signal_anywhere(self, trainer: Trainer) -> int:
-        mine = torch.tensor(float(self._signal), device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(mine, reduce_op="max"))
+    def save_now(self, trainer: Trainer, again_after_validation: bool = False) -> None:
+        """Write a checkpoint of the last finished step, unless there is one."""
+        self._save(trainer, now=True)
+        if again_after_validation:  # which a run that goes on from the first one would miss
+            self._saved_at = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -80,40 +76,50 @@ class Checkpoints(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, now=True)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What is being written is finished; where that fails too, it is said beside the exception."""
+        try:
+            self._finish(trainer)
+        except RunError as error:
+            warnings.warn(str(error), stacklevel=2)
+
     def _save(self, trainer: Trainer, now: bool = False) -> None:
         step = trainer.global_step
         due = now or step % self.every_n_steps == 0
-        if self.run_dir is None or not due or step == self._saved_at:
-            return
-        self._saved_at = step
-        trainer.save_checkpoint(self.run_dir / "checkpoints" / checkpoint_name(step))
-        if trainer.is_global_zero:
+        if self.run_dir is not None and due and step != self._saved_at:
+            self._finish(trainer)
+            path, self._saved_at = self.run_dir / "checkpoints" / checkpoint_name(step), step
+            trainer.save_checkpoint(path)
+            self._doubtful.discard(path)
+        if now:
+            self._finish(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        """Raise RunError if the last checkpoint could not be written; if it is there, remove what it replaces."""
+        if self._io is None or not self._io.busy():
             self._prune(trainer)
 
+    def _finish(self, trainer: Trainer) -> None:
+        """The same, once it has been written."""
+        if self._io is not None:
+            self._io.wait()
+        self._prune(trainer)
+
     def _prune(self, trainer: Trainer) -> None:
+        """Remove what is older than the newest `keep` checkpoints; those in doubt are not counted among them."""
+        if self.run_dir is None or not trainer.is_global_zero or not self.keep or self._pruned_at == self._saved_at:
+            return
+        self._pruned_at = self._saved_at
         files = checkpoints_in(self.run_dir)
+        sound = [file for file in files if file not in self._doubtful]
+        if len(sound) <= self.keep:
+            return
         decays = [c.decay_start(trainer.max_steps) for c in trainer.callbacks if isinstance(c, WSDSchedule)]
-        stable = last_stable(self.run_dir, min(decays)) if decays else None
-        for file in files[self.keep or len(files) :]:
+        stable = next((file for file in sound if decays and step_of(file) <= min(decays)), None)
+        for file in files[files.index(sound[self.keep - 1]) + 1 :]:
             if file != stable:
-                file.unlink()
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, then renames: a checkpoint is either whole or not there."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        try:
-            with open(new, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
+                manifest_of(file).unlink(missing_ok=True)  # after the file: one without it would be in doubt
 
 
 def last_stable(run_dir: Path, decay_start: int) -> Path | None:
