@@ -166,7 +166,7 @@ def refusal(path: Path, error: OSError, needed: int) -> RunError:
     place = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     text = f"{shown_path(path)}: {error.strerror or error}"
     with contextlib.suppress(OSError):
-        text += f"; {needed:,} bytes needed, {shutil.disk_usage(place).free:,} free"
+        text += (f"; {needed:,} bytes needed" if needed else "") + f"; {shutil.disk_usage(place).free:,} bytes free"
     if error.errno == errno.EFBIG:
         text += f", {resource.getrlimit(resource.RLIMIT_FSIZE)[0]:,} allowed in a file (ulimit -f)"
     return RunError(f"{text}; what was saved before is as it was")

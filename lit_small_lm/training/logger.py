@@ -7,14 +7,17 @@ of the training it belongs to, whatever the trainer passes.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_small_lm.durable import refusal
 from lit_small_lm.training.run_dir import cut_events, cut_metrics
 
 
@@ -36,6 +39,8 @@ class RunLogger(Logger):
         self.position = Position()
         """Where the next metrics belong; the step metrics callback moves it."""
         self._events = None
+        self._failed: set[str] = set()
+        """What could not be written."""
 
     @property
     def name(self) -> str:
@@ -57,7 +62,19 @@ class RunLogger(Logger):
         self.folder = folder
         cut_metrics(folder / "metrics.jsonl", step)
         cut_events(folder / "tensorboard", step)
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+        self._events = self._tried("events", lambda: SummaryWriter(str(folder / "tensorboard")))
+
+    def _tried(self, what: Literal["metrics", "events"], act: Callable[[], Any]) -> Any:
+        """Training goes on where a log cannot be written; that is said once, and events end there."""
+        try:
+            return act()
+        except OSError as error:
+            place = self.folder / ("metrics.jsonl" if what == "metrics" else "tensorboard")
+            if what not in self._failed:
+                warnings.warn(f"{refusal(place, error, 0)}; training goes on, lines are missing", stacklevel=2)
+            self._failed.add(what)
+            self._events = None if what == "events" else self._events
+            return None
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -70,16 +87,22 @@ class RunLogger(Logger):
             return
         line = {**dataclasses.asdict(position), **{key: _json_number(value) for key, value in metrics.items()}}
         line["seconds"] = round(position.seconds, 3)
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-        for key, value in {"tokens": position.tokens, **metrics}.items():
-            self._events.add_scalar(key, value, position.step)
+        self._tried("metrics", lambda: append(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode()))
+        self._add(
+            lambda events: [
+                events.add_scalar(key, value, position.step)
+                for key, value in {"tokens": position.tokens, **metrics}.items()
+            ]
+        )
 
     @rank_zero_only
     def draw(self, name: str, image: np.ndarray, step: int) -> None:
         """An image (height, width, 3) of bytes, for TensorBoard alone."""
+        self._add(lambda events: events.add_image(name, image, step, dataformats="HWC"))
+
+    def _add(self, act: Callable[[Any], Any]) -> None:
         if self._events is not None:
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._tried("events", lambda: act(self._events))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -87,13 +110,26 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        if self._events is not None:
-            self._events.flush()
+        self._add(lambda events: events.flush())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self._events is not None:
-            self._events.close()
+        self._add(lambda events: events.close())
+
+
+def append(file: Path, line: bytes) -> None:
+    """Add a line to a file, whole or not at all. Raises OSError."""
+    number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size, rest = os.fstat(number).st_size, line
+        try:
+            while rest:
+                rest = rest[os.write(number, rest) :]
+        except OSError:
+            os.ftruncate(number, size)  # which takes no space
+            raise
+    finally:
+        os.close(number)
 
 
 def log_everywhere(loggers: Sequence[Logger], position: Position, metrics: dict[str, float]) -> None:

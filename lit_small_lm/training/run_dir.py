@@ -2,12 +2,14 @@
 
 config.yaml        the resolved configuration       environment.json   versions, machine, plug-ins, command
 metrics.jsonl      one JSON object a line            tensorboard/       the same, as events
-checkpoints/       step=00000040.ckpt and so on      tokenizer.json     the tokenizer in use
+checkpoints/       step=00000040.ckpt and so on,     tokenizer.json     the tokenizer in use
+                   each with its .sha256              .lock              who trains here, while somebody does
 """
 
 import contextlib
 import datetime
 import importlib.metadata
+import io
 import itertools
 import json
 import os
@@ -20,6 +22,7 @@ import torch
 
 from lit_small_lm import __version__
 from lit_small_lm.discovery import origins
+from lit_small_lm.durable import replace
 from lit_small_lm.errors import RunError, shown
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "tokenizers", "numpy")
@@ -56,7 +59,7 @@ def cut_metrics(file: Path, step: int) -> None:
     if not file.exists():
         return
     kept = [line for line in file.read_text().splitlines() if _step_of_line(line) <= step]
-    _replace(file, "".join(f"{line}\n" for line in kept).encode())
+    replace(file, "".join(f"{line}\n" for line in kept).encode())
 
 
 def cut_events(folder: Path, step: int) -> None:
@@ -67,11 +70,11 @@ def cut_events(folder: Path, step: int) -> None:
 
     for file in folder.glob("events.out.tfevents.*"):
         kept = [raw for raw in RawEventFileLoader(str(file)).Load() if Event.FromString(raw).step <= step]
-        with open(f"{file}.cut", "wb") as new:
-            writer = RecordWriter(new)
-            for raw in kept:
-                writer.write(raw)
-        os.replace(f"{file}.cut", file)
+        new = io.BytesIO()
+        writer = RecordWriter(new)
+        for raw in kept:
+            writer.write(raw)
+        replace(file, new.getvalue())
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -95,7 +98,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 def write_json(file: Path, value: object) -> None:
     """Write JSON so that a reader never sees half of it."""
-    _replace(file, (json.dumps(value, indent=2) + "\n").encode())
+    replace(file, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _step_of_line(line: str) -> float:
@@ -103,9 +106,3 @@ def _step_of_line(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _replace(file: Path, data: bytes) -> None:
-    new = file.with_name(f".{file.name}.new")
-    new.write_bytes(data)
-    os.replace(new, file)
