@@ -195,12 +195,22 @@ def _plain(value: Any) -> Any:
 
 
 def _build(kind: type[S], record: Mapping[str, Any]) -> S:
-    cls = find(kind, record["class_path"])
+    name = record.get("class_path") if isinstance(record, Mapping) else None
+    if not isinstance(name, str) or not isinstance(record.get("init_args", {}), Mapping):
+        raise RequestError(f"{one(kind.__name__)}: {shown(record)}; allowed: a class_path, and init_args by name")
+    cls = find(kind, name)
     hints, given = hints_of(cls), record.get("init_args", {})
     for name in given:
         if name not in {f.name for f in dataclasses.fields(cls)}:
             raise not_known(cls.__name__, name, hints, "option")
+    lacking = [f.name for f in dataclasses.fields(cls) if f.name not in given and _is_needed(f)]
+    if lacking:
+        raise RequestError(f"{cls.__name__}.{lacking[0]}: not given; allowed: {type_text(hints[lacking[0]])}")
     return cls(**{name: _value(value, hints[name]) for name, value in given.items()})
+
+
+def _is_needed(field: dataclasses.Field) -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _class_at(path: str) -> type:

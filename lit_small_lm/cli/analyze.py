@@ -4,14 +4,13 @@ import argparse
 import importlib
 import importlib.util
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_small_lm.cli.new_folder import refuse_used, whole_folder
-from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.options import Number, Options, place
 from lit_small_lm.errors import RequestError
 
 TEXT = """Measure what the layers of a trained model do, on held-out text of its own run or on text given with --data.*
@@ -22,18 +21,20 @@ index.html, analysis.json and a PNG for each figure. Takes a run directory, also
 def parser(command: str) -> Options:
     """The command's own options; those of the data section stand beside them."""
     from lit_small_lm.analysis.catalogue import ANALYSES
-    from lit_small_lm.cli.examination import add_text_options
+    from lit_small_lm.cli.examination import COUNT, add_text_options
 
     names = ", ".join(ANALYSES)
     parser = Options(prog=f"lit-small-lm {command}", description=TEXT)
-    parser.add_argument("path", type=Path, metavar="RUN", help="a run directory, or one checkpoint file")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder, or an empty one; none: print only")
+    parser.add_argument("path", type=place, metavar="RUN", help="a run directory, or one checkpoint file")
+    parser.add_argument("--out", type=place, metavar="DIR", help="a new folder, or an empty one; none: print only")
     parser.add_argument("--only", metavar="NAMES", help=f"these analyses alone, with commas between: {names}")
     parser.add_argument("--skip", metavar="NAMES", help="all but these")
-    parser.add_argument("--greedy", type=int, metavar="N", help="layers that greedy removal takes (default half)")
-    parser.add_argument("--probes", type=int, default=2, help="random vectors for each row and layer (default 2)")
-    parser.add_argument("--noise", type=float, default=0.1, help="noise over the weights' deviation (default 0.1)")
-    parser.add_argument("--noise_draws", type=int, default=2, help="draws of that noise (default 2)")
+    parser.add_argument("--greedy", type=COUNT, metavar="N", help="layers that greedy removal takes (default half)")
+    parser.add_argument("--probes", type=COUNT, default=2, help="random vectors for each row and layer (default 2)")
+    parser.add_argument(
+        "--noise", type=Number(float, above=0), default=0.1, help="noise over the weights' deviation (default 0.1)"
+    )
+    parser.add_argument("--noise_draws", type=COUNT, default=2, help="draws of that noise (default 2)")
     parser.add_argument(
         "--rescaled",
         action="store_true",
@@ -46,7 +47,7 @@ def parser(command: str) -> Options:
 
 def run(command: str, argv: list[str]) -> int:
     """Analyse as asked; prints a summary, or one JSON object with `--json`."""
-    args, rest = parser(command).parse_known_args(argv)
+    args, rest = parser(command).parse_beside(argv, ["data"])
     names = _check(args)
     from lit_small_lm.analysis.report import lines
     from lit_small_lm.cli.examination import examined
@@ -66,12 +67,9 @@ def run(command: str, argv: list[str]) -> int:
 def _check(args: argparse.Namespace) -> list[str]:
     """The analyses asked for. Raises RequestError for a value out of range."""
     from lit_small_lm.analysis.catalogue import chosen
-    from lit_small_lm.cli.examination import check_text_options, refuse_below
+    from lit_small_lm.cli.examination import check_text_options
 
     check_text_options(args)
-    refuse_below(args, {"greedy": 1, "probes": 1, "noise_draws": 1})
-    if not (math.isfinite(args.noise) and args.noise > 0):
-        raise RequestError(f"--noise: {args.noise}; allowed: a finite number above 0")
     if args.out is not None:
         refuse_used(args.out)
     return chosen(args.only, args.skip)

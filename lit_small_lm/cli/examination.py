@@ -16,7 +16,7 @@ from lit_small_lm.analysis.subject import Subject
 from lit_small_lm.checkpoint import LanguageModel, load
 from lit_small_lm.cli import report
 from lit_small_lm.cli.lit import quiet, roots
-from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.options import Number, Options
 from lit_small_lm.cli.preparation import Shown
 from lit_small_lm.cli.prepare import token_data
 from lit_small_lm.cli.request import Request, check_request
@@ -24,47 +24,40 @@ from lit_small_lm.cli.run_options import with_packaged_files
 from lit_small_lm.data.datamodule import TokenData
 from lit_small_lm.data.loader import Rows
 from lit_small_lm.data.plan import Wanted
-from lit_small_lm.errors import RequestError, RunError, not_known
+from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.plugin import Batch
 
 ROWS = 64
 AT_ONCE = 4096
 """Positions in one forward pass."""
+DEVICES = ("auto", "cpu", "cuda")
 MEMORY = re.compile("not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
 """What torch says where there is none left."""
 SPLITS = ("train", "validation", "test")
+COUNT = Number(int, low=1, high=2**31)
 
 
 def add_text_options(parser: Options) -> None:
     """Options that say which text, how much of it, and where it is computed."""
-    parser.add_argument("--split", default="validation", help="train, validation or test (default validation)")
+    parser.add_argument("--split", choices=SPLITS, default="validation", help="of the text (default validation)")
     parser.add_argument(
-        "--rows", type=int, default=ROWS, help=f"rows of data.seq_len, spread over the split (default {ROWS})"
+        "--rows", type=COUNT, default=ROWS, help=f"rows of data.seq_len, spread over the split (default {ROWS})"
     )
-    parser.add_argument("--documents", type=int, help="no more rows once so many documents have been seen")
-    parser.add_argument("--draws", type=int, default=4, help="noise draws, for objectives that have noise (default 4)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--documents", type=COUNT, help="no more rows once so many documents have been seen")
+    parser.add_argument(
+        "--draws", type=COUNT, default=4, help="noise draws, for objectives that have noise (default 4)"
+    )
+    parser.add_argument(
+        "--seed", type=Number(int, low=0, high=2**31), default=0, help="same seed, same result (default 0)"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where it is computed (default auto)")
     parser.add_plugins()
 
 
 def check_text_options(args: argparse.Namespace) -> None:
-    """Raise RequestError for a value out of range."""
-    refuse_below(args, {"rows": 1, "documents": 1, "draws": 1, "seed": 0})
-    if args.split not in SPLITS:
-        raise not_known("--split", args.split, SPLITS)
-    if args.device not in ("auto", "cpu", "cuda"):
-        raise not_known("--device", args.device, ("auto", "cpu", "cuda"))
+    """Raise RequestError for a device that is not there."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device: cuda; there is no usable GPU here; allowed: auto, cpu")
-
-
-def refuse_below(args: argparse.Namespace, least: dict[str, int]) -> None:
-    """Raise RequestError for an option that was given and is smaller than allowed."""
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= 2**31:
-            raise RequestError(f"--{name}: {value}; allowed: {low} to {2**31}")
 
 
 @dataclass(frozen=True)

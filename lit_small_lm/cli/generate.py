@@ -1,14 +1,12 @@
 """`lit-small-lm generate`: stream text from the newest good checkpoint of a run."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.options import Number, Options, place
 from lit_small_lm.cli.words import has_value
 from lit_small_lm.errors import RequestError
 
@@ -26,7 +24,8 @@ def run(command: str, argv: list[str]) -> int:
     """Generate as asked; prints the text as it becomes final, or one JSON object with `--json`."""
     argv, of_sampler = split(argv)
     args = parser(command).parse_args(argv)
-    _check(args)
+    if args.prompt == "-":
+        args.prompt = _standard_input()
     from lit_small_lm.checkpoint import load
     from lit_small_lm.cli.watching import shown_as
 
@@ -46,16 +45,27 @@ def run(command: str, argv: list[str]) -> int:
 def parser(command: str) -> Options:
     """The command's options."""
     parser = Options(prog="lit-small-lm generate", description="Write text with a trained model.")
-    parser.add_argument("path", type=Path, metavar="RUN_DIR", help="a run directory, or one checkpoint file")
+    parser.add_argument("path", type=place, metavar="RUN_DIR", help="a run directory, or one checkpoint file")
     parser.add_argument("--prompt", default="", help="what the text begins with; - reads standard input")
     parser.add_argument("--suffix", default="", help="what it ends with: the tokens between are filled in")
-    parser.add_argument("--max_new_tokens", type=int, default=100, help="tokens to draw at most (default 100)")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=Number(int, low=1, high=2**31),
+        default=100,
+        help="tokens to draw at most (default 100)",
+    )
     sampler = "how tokens are drawn (default: as the model's objective says); --sampler.OPTION VALUE sets an option of "
     parser.add_argument("--sampler", metavar="NAME", help=f"{sampler}it, --sampler.help lists them")
-    parser.add_argument("--temperature", type=float, help=f"0 takes the likeliest token (default {TEMPERATURE})")
-    parser.add_argument("--top_k", type=int, help="draw from the k likeliest tokens only")
-    parser.add_argument("--top_p", type=float, help="draw from the likeliest tokens of this mass only")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
+    parser.add_argument(
+        "--temperature", type=Number(float, low=0), help=f"0 takes the likeliest token (default {TEMPERATURE})"
+    )
+    parser.add_argument("--top_k", type=Number(int, low=1, high=2**31), help="draw from the k likeliest tokens only")
+    parser.add_argument(
+        "--top_p", type=Number(float, above=0, high=1), help="draw from the likeliest tokens of this mass only"
+    )
+    parser.add_argument(
+        "--seed", type=Number(int, low=0, high=2**63 - 1), default=0, help="same seed, same text (default 0)"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object instead of text")
     watch = "show every state of the text: in place on a terminal, elsewhere a line each"
@@ -144,27 +154,6 @@ def record(args, model: "LanguageModel", sampler: "Sampler", last: "Frame | None
         "tokens_per_evaluation": round(tokens / nfe, 3) if nfe else 0.0,
         "seconds": round(seconds, 3),
     }
-
-
-def _check(args) -> None:
-    rules = {
-        "max_new_tokens": (args.max_new_tokens >= 1, "at least 1"),
-        "temperature": (
-            _within(args.temperature, lambda t: t >= 0 and math.isfinite(t)),
-            "a finite number, at least 0",
-        ),
-        "top_k": (_within(args.top_k, lambda k: k >= 1), "at least 1"),
-        "top_p": (_within(args.top_p, lambda p: 0 < p <= 1), "above 0, at most 1"),
-    }
-    for name, (good, allowed) in rules.items():
-        if not good:
-            raise RequestError(f"--{name}: {getattr(args, name)}; allowed: {allowed}")
-    if args.prompt == "-":
-        args.prompt = _standard_input()
-
-
-def _within(value: float | None, holds) -> bool:
-    return value is None or holds(value)
 
 
 def _standard_input() -> str:

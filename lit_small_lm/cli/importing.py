@@ -3,13 +3,12 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_small_lm.cli.new_folder import refuse_used, whole_folder
-from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.options import Options, place
 
 TEXT = """Turn a folder of a public model (config.json, safetensors, tokenizer.json if there is one) into a run folder.
 Nothing in it is run, and nothing is downloaded. Every tensor of it has to be used and every one of ours filled."""
@@ -20,8 +19,8 @@ SEQ_LEN = 1024
 def parser(command: str) -> Options:
     """The command's options."""
     parser = Options(prog=f"lit-small-lm {command}", description=TEXT)
-    parser.add_argument("folder", type=Path, metavar="HF_DIR", help="the folder of a public model")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder, or an empty one")
+    parser.add_argument("folder", type=place, metavar="HF_DIR", help="the folder of a public model")
+    parser.add_argument("out", type=place, metavar="OUT", help="a new folder, or an empty one")
     parser.add_argument(
         "--end", metavar="TOKEN", help="the token that ends a document, or its id (default: what the folder names)"
     )
@@ -29,6 +28,11 @@ def parser(command: str) -> Options:
         "--new_rows",
         action="store_true",
         help="give the network rows for a padding and a mask token where it has none free; diffusion needs a mask",
+    )
+    parser.add_argument(
+        "--read_pickle",
+        action="store_true",
+        help="take the weights from pytorch_model.bin, tensors alone: anything else in it is refused, and nothing run",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_plugins()
@@ -58,10 +62,11 @@ def imported(args: argparse.Namespace) -> dict[str, Any]:
     from lit_small_lm.discovery import discover
     from lit_small_lm.hf import run_folder, tokens
     from lit_small_lm.hf.importing import read_folder
+    from lit_small_lm.hf.pickles import read_pickles
     from lit_small_lm.training.run_dir import environment, write_json
 
     discover(args.plugins)
-    model = read_folder(args.folder)
+    model = read_folder(args.folder, read_pickles(args.folder) if args.read_pickle else None)
     found = tokens.read_tokenizer(args.folder.resolve(), model.config, model.form.model.vocab_size, args.end)
     lacking = None in (found.encoder.specials.pad, found.encoder.specials.mask)
     if args.new_rows and lacking:

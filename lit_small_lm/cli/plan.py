@@ -1,17 +1,16 @@
 """`lit-small-lm plan`: what a run will hold, compute, take and write, before anything of it is built."""
 
-import argparse
 import json
-import math
-from collections.abc import Callable
 
-from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.options import Number, Options
 from lit_small_lm.errors import RequestError, shown
 
 TEXT = """Say what a run will take before it begins: parameters, memory, operations, time, energy, disk, and what
 published fits say of its loss. No weights are allocated and nothing is downloaded. CONFIG is a configuration for fit,
 a run folder or checkpoint, or a public model: its config.json, or the folder that holds it. The options of fit stand
 beside the ones below: --data.batch_size 32, --max_tokens 1000000000, --trainer.precision bf16-mixed and so on."""
+
+WHOLE = Number(int, low=1, high=2**53)
 
 
 def run(command: str, argv: list[str]) -> int:
@@ -35,13 +34,22 @@ def parser(command: str) -> Options:
     add = parser.add_argument
     add("--device", metavar="NAME", help="what it runs on, such as a100-80gb or rtx-4090; cpu measures this machine")
     add("--json", action="store_true", help="one JSON object instead of a table")
-    add("--vocab_size", type=whole, metavar="IDS", help="rows of the embedding, whatever the tokenizer says")
+    add("--vocab_size", type=WHOLE, metavar="IDS", help="rows of the embedding, whatever the tokenizer says")
     add("--head", choices=("tied", "untied"), help="whether the head shares the embedding's weights")
-    add("--utilisation", type=share, help="share of the device's dense peak that training reaches (default: 0.35)")
-    add("--price", type=amount, help="of one device for one hour, in any currency")
-    add("--unique_tokens", type=whole, metavar="TOKENS", help="different tokens at hand; more of a run are repetitions")
+    add(
+        "--utilisation",
+        type=Number(float, above=0, high=1),
+        help="share of the device's dense peak that training reaches (default: 0.35)",
+    )
+    add("--price", type=Number(float, above=0), help="of one device for one hour, in any currency")
+    add("--unique_tokens", type=WHOLE, metavar="TOKENS", help="different tokens at hand; more of a run are repetitions")
     add("--budget", metavar="BUDGET", help="propose parameters, tokens and shapes for 1e19 (FLOPs), 8h or '100$@2.5/h'")
-    add("--target_loss", type=amount, metavar="NATS", help="propose what reaches this loss, in nats per token")
+    add(
+        "--target_loss",
+        type=Number(float, above=0),
+        metavar="NATS",
+        help="propose what reaches this loss, in nats per token",
+    )
     add("--explain", action="store_true", help="print the network as pseudo-code with shapes instead")
     parser.add_plugins()
     return parser
@@ -60,23 +68,3 @@ def config_word(rest: list[str]) -> tuple[str | None, list[str]]:
         else:
             raise RequestError(f"{shown(word)}: CONFIG is {shown(place)} already; allowed: one")
     return place, others
-
-
-def number(allowed: str, fits: Callable[[float], bool], kind: Callable[[str], float] = float) -> Callable[[str], float]:
-    """A type of options: a finite number that fits."""
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and fits(value)):
-            raise argparse.ArgumentTypeError(f"{shown(text)}; allowed: {allowed}")
-        return value
-
-    return read
-
-
-amount = number("a number above 0", lambda value: value > 0)
-share = number("a share above 0, at most 1", lambda value: 0 < value <= 1)
-whole = number("a whole number, at least 1", lambda value: 1 <= value < 2**53, int)

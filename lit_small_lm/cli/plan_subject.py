@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_small_lm.backbone import BackboneSpec
 from lit_small_lm.checkpoint import read, record_of
 from lit_small_lm.cli import yaml_tree
@@ -17,7 +15,7 @@ from lit_small_lm.cli.request import check_request
 from lit_small_lm.cli.run_options import with_packaged_files
 from lit_small_lm.cli.schema import Option, class_named, options_of
 from lit_small_lm.cli.yaml_tree import BadYAML
-from lit_small_lm.errors import RequestError, shown
+from lit_small_lm.errors import RequestError, of_a_record, path_of, shown
 from lit_small_lm.folder import CONFIG, read_json
 from lit_small_lm.hf.importing import model_of
 from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
@@ -60,7 +58,7 @@ def subject_at(place: str | None, argv: Sequence[str], asked: Overrides) -> Plan
     """
     if place is None:
         return _of_configuration("the options given", argv, "", asked)
-    path, where = Path(place).expanduser(), shown(place)
+    path, where = path_of(place), shown(place)
     if path.is_dir() and (path / "config.yaml").exists():
         return _of_configuration(f"run {where}", argv, _text(path / "config.yaml"), asked, _run_vocabulary(path))
     if path.is_dir():
@@ -104,8 +102,13 @@ def _run_vocabulary(folder: Path) -> tuple[int, str] | None:
     file = folder / "tokenizer.json"
     if not file.exists():
         return None
-    tokenizer = yaml.safe_load(_text(folder / "config.yaml"))["data"]["tokenizer"]
-    return Tokenizer.from_dict(tokenizer).restore(read_json(file)).specials.vocab_size, "the run's tokenizer"
+    try:
+        tree = yaml_tree.data(yaml_tree.read_file(folder / "config.yaml"))
+    except BadYAML:
+        return None  # whoever reads it next says what is wrong, and on which line
+    with of_a_record(f"{shown(str(folder))}: its tokenizer"):
+        tokenizer = Tokenizer.from_dict(tree["data"]["tokenizer"])
+        return tokenizer.restore(read_json(file)).specials.vocab_size, "the run's tokenizer"
 
 
 # ---------------------------------------------------------------------------------------------------- configurations

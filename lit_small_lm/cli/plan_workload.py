@@ -1,7 +1,6 @@
 """What a checked request says of the cost of a run: rows, precision, devices, length, and the vocabulary."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from lit_small_lm.data.datamodule import TokenData, rows_of_a_step
 from lit_small_lm.data.plan import Pace, Warmup
 from lit_small_lm.data.store import TokenStore
 from lit_small_lm.data.tokenizer import BPE
-from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.errors import RequestError, RunError, path_of, shown
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.planning.devices import Device
 from lit_small_lm.planning.workload import Workload
@@ -106,7 +105,10 @@ def _processes(trainer: Mapping[str, Any], accelerator: str) -> int:
     if isinstance(asked, (list, tuple)):
         return nodes * max(1, len(asked))
     if isinstance(asked, str):
-        return nodes * len([part for part in asked.split(",") if part])
+        parts = [part for part in asked.split(",") if part.strip()]
+        if not parts or not all(part.strip().isdecimal() for part in parts):
+            raise RequestError(f"trainer.devices: {shown(asked)!r}; allowed: a number, numbers with commas, or auto")
+        return nodes * len(parts)
     if asked < 1:
         raise RequestError(f"trainer.devices: {shown(asked)}; allowed: at least 1, or auto")
     return nodes * asked
@@ -142,7 +144,7 @@ def _rows(data: Mapping[str, Any], trainer: Mapping[str, Any], pace: Pace, share
 def vocabulary(data: Mapping[str, Any]) -> tuple[int, str]:
     """The vocabulary that a configuration will train with, and where it comes from."""
     if data.get("store"):
-        found = TokenStore.open(Path(data["store"]).expanduser()).encoder
+        found = TokenStore.open(path_of(data["store"])).encoder
         return found.specials.vocab_size, "the token store's"
     option = options_of(TokenData)["tokenizer"]
     tokenizer: Spec = option.kind.from_dict(data["tokenizer"]) if "tokenizer" in data else option.default

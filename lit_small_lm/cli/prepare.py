@@ -10,7 +10,7 @@ from lit_small_lm.cli.lit import quiet, roots
 from lit_small_lm.cli.options import Options
 from lit_small_lm.cli.preparation import Shown
 from lit_small_lm.cli.request import check_request
-from lit_small_lm.cli.run_options import script, with_packaged_files
+from lit_small_lm.cli.run_options import refuse_file, script, with_packaged_files
 from lit_small_lm.cli.schema import options_of, slot
 from lit_small_lm.data.corpus import encoder_of
 from lit_small_lm.data.datamodule import TokenData
@@ -43,6 +43,7 @@ def run(command: str, argv: list[str]) -> int:
     discover(options.plugins)
     known = {**roots(), "model": slot(LanguageModule, None)}
     data = data_of(check_request(rest, known, beside=list(vars(options))).tree.get("data", {}))
+    refuse_file("data.cache_dir", data.cache)
     try:
         stores = prepared(data)
         for _, store in stores if options.verify else []:

@@ -22,7 +22,7 @@ from lit_small_lm.cli.schema import Option, Wrong, class_named, given_text, quot
 from lit_small_lm.cli.wording import FILE, NAME, VALUE, Report, elsewhere, no_class, unknown
 from lit_small_lm.cli.words import has_value, next_value, typed_node
 from lit_small_lm.cli.yaml_tree import BadYAML
-from lit_small_lm.errors import one, request_lines, shown
+from lit_small_lm.errors import one, path_of, request_lines, shown
 from lit_small_lm.spec import known
 
 __all__ = ["Request", "check_request", "request_lines"]
@@ -241,7 +241,7 @@ class _Walk:
     def _file(self, part: Part, typed: str, path: tuple[str, ...], node: Node) -> str:
         """Lay a YAML file over a place; a relative name is relative to the file that names it. Returns its name."""
         where, above = self.sources[-1].where(path, node), self.sources[-1].file
-        file = (above.parent if above else Path()) / Path(typed).expanduser()
+        file = (above.parent if above else Path()) / path_of(typed)
         chain, state = [source for source in self.sources if source.file], yaml_tree.unreadable(file)
         if state:
             resolved = shown(str(file.absolute()))

@@ -15,8 +15,11 @@ from typing import Any
 import yaml
 
 from lit_small_lm.checkpoint import at, checkpoints_in, need_plugins, newest, read, record_of
-from lit_small_lm.cli.options import Options
+from lit_small_lm.cli.options import Options, place
+from lit_small_lm.discovery import ModuleName
 from lit_small_lm.errors import RequestError, shown
+from lit_small_lm.ranks import process_number
+from lit_small_lm.training import run_lock
 
 TEXT = """options of the run:
   --run_dir DIR          where everything of the run goes (default: a new directory below runs/)
@@ -25,7 +28,10 @@ TEXT = """options of the run:
   --init_from FILE       start a new run from a checkpoint's weights and tokenizer only (the averaged weights if it has
                          an average); FILE may also be a run folder
   --plugins PATH         load your own plug-ins from a file or folder; may be repeated
+  --allow_import MODULE  a Python module whose classes the configuration may name; its code runs; may be repeated
 """
+STATE = {"optimizer_states": "optimizer state", "loops": "position in the data"}
+"""What a checkpoint holds beside weights that training goes on from."""
 
 
 def with_packaged_files(argv: list[str]) -> list[str]:
@@ -57,6 +63,10 @@ class Start:
     """What the checkpoint says of itself."""
     notice: str = ""
     """What the user should know of it."""
+    left_out: tuple[tuple[int, int], ...] = ()
+    """Stretches of training rows that a run which went back leaves out; see `TokenData.left_out`."""
+    rewound: int = 0
+    """How often it went back."""
 
     @property
     def base(self) -> str:
@@ -80,26 +90,20 @@ def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def parser(command: str) -> Options:
     """The run's options; those of the configuration stand beside them."""
     parser = Options(prog=f"lit-small-lm {command}", add_help=False)
-    parser.add_argument("--run_dir", type=_path)
+    parser.add_argument("--run_dir", type=place)
     parser.add_plugins()
     if command == "fit":
         parser.add_argument("--resume", action="store_true")
-        parser.add_argument("--branch_from", type=_path)
-        parser.add_argument("--init_from", type=_path)
+        parser.add_argument("--branch_from", type=place)
+        parser.add_argument("--init_from", type=place)
     else:
-        parser.add_argument("--ckpt_path", type=_path)
+        parser.add_argument("--ckpt_path", type=place)
     return parser
 
 
 def start_of(command: str, options: argparse.Namespace) -> Start:
     """Where a command starts from."""
     return fit_start(options) if command == "fit" else evaluation_start(options)
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; allowed: a path")
-    return Path(text).expanduser()
 
 
 def refuse_file(key: str, folder: Path) -> Path:
@@ -136,12 +140,15 @@ def fit_start(options: argparse.Namespace) -> Start:
     if options.resume:
         if folder is None:
             raise RequestError("--resume: needs --run_dir DIR, the directory of the run to go on with")
+        if folder.is_dir() and process_number() == 0:
+            run_lock.hold(folder)  # before its newest checkpoint is chosen
         return _whole(*newest(folder))
     if folder is not None and checkpoints_in(folder):
         raise RequestError(
             f"--run_dir: {folder} holds checkpoints; go on with: {resume_command(folder, options.plugins)}"
         )
-    if folder is not None and folder.exists() and not (folder / "environment.json").exists() and any(folder.iterdir()):
+    ours = folder is None or not folder.exists() or (folder / "environment.json").exists()
+    if not ours and any(file.name != run_lock.NAME for file in folder.iterdir()):
         raise RequestError(f"--run_dir: {folder} holds other files; allowed: a new directory, or an empty one")
     if options.branch_from:
         return _whole(options.branch_from, read(options.branch_from))
@@ -155,10 +162,10 @@ def fit_start(options: argparse.Namespace) -> Start:
 def evaluation_start(options: argparse.Namespace) -> Start:
     """The checkpoint that `validate` and `test` score, and the configuration it was trained with."""
     if options.ckpt_path:
-        return _start(options.ckpt_path, read(options.ckpt_path))
+        return start_from(options.ckpt_path, read(options.ckpt_path))
     if options.run_dir is None:
         raise RequestError("--run_dir: missing; give the run's directory, or --ckpt_path FILE")
-    return _start(*newest(options.run_dir))
+    return start_from(*newest(options.run_dir))
 
 
 def resume_command(run_dir: Path, plugins: Sequence[str]) -> str:
@@ -168,7 +175,8 @@ def resume_command(run_dir: Path, plugins: Sequence[str]) -> str:
 
 def with_plugins(plugins: Sequence[str]) -> str:
     """The options that load the user's plug-ins again, to be appended to a command."""
-    return "".join(f" --plugins {shlex.quote(str(path))}" for path in plugins)
+    options = ((("--allow_import" if isinstance(path, ModuleName) else "--plugins"), path) for path in plugins)
+    return "".join(f" {option} {shlex.quote(str(path))}" for option, path in options)
 
 
 def script(name: str) -> str:
@@ -181,9 +189,12 @@ def script(name: str) -> str:
 
 
 def changes(before: str, after: str) -> dict[str, tuple[object, object]]:
-    """Key -> (value before, value now) of what differs between two configurations."""
+    """Key -> (value before, value now) of what differs between two configurations.
+
+    An option that there was not when the first was written is no change.
+    """
     old, new = flat(yaml.safe_load(before)), flat(yaml.safe_load(after))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    keys = [key for key in old if old[key] != new.get(key)]
     return {key: (old.get(key), new.get(key)) for key in keys}
 
 
@@ -197,13 +208,17 @@ def flat(value: object, path: str = "") -> dict[str, object]:
 
 def _whole(checkpoint: Path, content: dict) -> Start:
     """The start from a checkpoint that training can go on from."""
-    missing = [key for key in ("optimizer_states", "loops") if key not in content]
+    missing = [words for key, words in STATE.items() if key not in content]
     if missing:
-        raise RequestError(f"checkpoint: {checkpoint} holds no {missing[0]}; --init_from takes its weights only")
-    return _start(checkpoint, content)
+        place = shown(str(checkpoint))
+        raise RequestError(
+            f"checkpoint: {place} holds no {' and no '.join(missing)}; --init_from takes its weights only"
+        )
+    return start_from(checkpoint, content)
 
 
-def _start(checkpoint: Path, content: dict) -> Start:
+def start_from(checkpoint: Path, content: dict, **more: Any) -> Start:
+    """The start from a checkpoint and what is in it."""
     record = record_of(content)
     need_plugins(record)
-    return Start(checkpoint, record["step"], record["config"], record)
+    return Start(checkpoint, record["step"], record["config"], record, **more)

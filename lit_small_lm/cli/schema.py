@@ -23,6 +23,12 @@ REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
 HUGE = 10**300
 """From here on a whole number is as good as infinite."""
+SPELLED = re.compile(
+    r"[-+]?(?:nan|inf(?:inity)?|(?:0|[1-9]\d*|(?=\.\d))(?:\.\d*)?(?:e[-+]?\d+)?)", re.ASCII | re.IGNORECASE
+)
+"""A number in quotes or in braces; what Python takes besides (blanks, other scripts, 017) is not meant as one."""
+DECLARED: dict[type, Mapping[str, Mapping[str, Any]]] = {}
+"""Ranges of the arguments of classes that are no Specs, such as Lightning's callbacks; see `declare`."""
 _NONE = type(None)
 _SIMPLE = (int, float, str, bool, _NONE)
 Form = Literal["slot", "group", "table", "list", "leaf"]
@@ -42,8 +48,8 @@ class Option:
     hint: Any
     default: Any = REQUIRED
     bounds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """As `spec.setting` declares them, "choices", and "like": a pattern of text, such as "DD:HH", D and H digits; of
-    a group: those of each argument, by its name."""
+    """As `spec.setting` declares them, "choices", "means": what a number is, in words, and "like": a pattern of text,
+    such as "DD:HH", D and H digits; of a group: those of each argument, by its name."""
     kind: Any = None
     """The class of a group, the kind a slot, a table or a list holds."""
     words: tuple[Any, ...] = ()
@@ -84,6 +90,12 @@ def plain(hint: Any, default: Any = None, bounds: Mapping[str, Any] | None = Non
     return Option("leaf", hint, default, bounds or {}, flag=flag)
 
 
+def declare(cls: type, **bounds: Mapping[str, Any]) -> None:
+    """Say what range arguments of a class have that is no Spec."""
+    DECLARED[cls] = bounds
+    options_of.cache_clear()
+
+
 @functools.cache
 def options_of(cls: type) -> dict[str, Option]:
     """Name -> option, for the fields of a dataclass or the constructor arguments of another class."""
@@ -98,7 +110,8 @@ def options_of(cls: type) -> dict[str, Option]:
         hints, parameters = _hints(owner.__init__), list(inspect.signature(owner.__init__).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, _option(hints.get(parameter.name, Any), parameter.default, {}))
+                bounds = DECLARED.get(owner, {}).get(parameter.name, {})
+                found.setdefault(parameter.name, _option(hints.get(parameter.name, Any), parameter.default, bounds))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found
@@ -169,6 +182,8 @@ def plain_data(value: Any) -> Any:
 def allowed(option: Option) -> str:
     """What an option takes, in words."""
     kinds, bounds = alternatives(option.hint), bounds_text(option.bounds)
+    if option.bounds.get("means"):
+        return option.bounds["means"] + (" or null" if option.optional else "")
     choices = dict.fromkeys(map(str, option.bounds.get("choices") or _choices(option)))
     words = [f"one of {', '.join(choices)}"] if choices else []
     if not option.bounds.get("choices"):
@@ -264,6 +279,8 @@ def _accepts(kinds: tuple[Any, ...], value: Any) -> bool:
 
 def _number(text: str) -> int | float | str:
     """Text such as '0.5' or 'nan' as the number it spells."""
+    if not SPELLED.fullmatch(text):
+        return text
     for make in (int, float):
         try:
             value = make(text)

@@ -1,6 +1,7 @@
 """Where a run ends: after steps, epochs or training tokens, whichever the configuration names."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from lit_small_lm.data.datamodule import rows_of_a_step
@@ -31,7 +32,8 @@ def _values(config: Mapping[str, Any]) -> dict[str, Any]:
 def check(config: Mapping[str, Any]) -> None:
     """Raise RequestError unless exactly one key ends the run; trainer.max_time, above 0, may stand beside it."""
     keys, limit = given(config), config["trainer"]["max_time"]
-    if isinstance(limit, str) and not set("123456789") & set(limit):
+    spent = isinstance(limit, str) and not set("123456789") & set(limit)
+    if spent or (isinstance(limit, Mapping) and not _lasts(limit)):
         raise RequestError(f"trainer.max_time: {limit!r}; allowed: more than no time, as DD:HH:MM:SS")
     if not keys:
         raise RequestError(
@@ -40,6 +42,14 @@ def check(config: Mapping[str, Any]) -> None:
     if len(keys) > 1:
         off = f"--{keys[0]} {'null' if UNSET[keys[0]][0] is None else -1}"
         raise RequestError(f"{' and '.join(keys)}: each ends the run; give one of them ({off} takes the first back)")
+
+
+def _lasts(limit: Mapping[str, Any]) -> bool:
+    """Whether `{days: 1, hours: 2}` is some time at all."""
+    try:
+        return timedelta(**limit) > timedelta()
+    except (TypeError, OverflowError):
+        return False
 
 
 def steps_of(config: Mapping[str, Any]) -> int:

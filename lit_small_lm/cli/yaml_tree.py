@@ -18,6 +18,8 @@ from lit_small_lm.errors import shown
 
 MOST_NODES = 20_000
 """A config with more values than this is refused: anchors can make a small file explode."""
+LARGEST = 1 << 20
+"""Bytes of a config."""
 SUFFIXES = (".yaml", ".yml", ".json")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
@@ -68,6 +70,8 @@ def read_file(path: Path) -> Node:
     Raises:
         BadYAML: it cannot be read, is empty, is not UTF-8, or is not YAML as this package takes it.
     """
+    if state := unreadable(path):
+        raise BadYAML(Problem(state))
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -146,7 +150,14 @@ def is_file_name(text: str) -> bool:
 def unreadable(file: Path) -> str:
     """Why a path cannot be read as a file, or nothing."""
     try:
-        return "is a directory" if file.is_dir() else "" if file.exists() else "does not exist"
+        if not file.exists():
+            return "does not exist"
+        if file.is_dir():
+            return "is a directory"
+        if not file.is_file():
+            return "is no regular file"  # a pipe or a device may never end
+        size = file.stat().st_size
+        return "" if size <= LARGEST else f"has {size:,} bytes, and a configuration at most {LARGEST:,}"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
@@ -203,6 +214,10 @@ def _key_problems(node: MappingNode) -> Iterator[Problem]:
         if isinstance(key, ScalarNode):
             seen.setdefault(key.value, line(key))
     node.value = [(k, v) for k, v in node.value if isinstance(k, ScalarNode) and "." not in k.value]
+    for key, value in node.value:
+        several = value.value if isinstance(value, SequenceNode) else [value]
+        if key.tag == _TAG + "merge" and not all(isinstance(item, MappingNode) for item in several):
+            yield Problem("<<: merges what is no mapping; allowed: a mapping, or a list of mappings", line(key))
 
 
 def _merge(node: MappingNode) -> None:

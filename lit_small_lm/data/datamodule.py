@@ -1,7 +1,6 @@
 """The data module: documents in, batches of packed rows out."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -19,7 +18,7 @@ from lit_small_lm.data.splits import SPLITS
 from lit_small_lm.data.store import TokenStore
 from lit_small_lm.data.streaming import Reader, StreamedFeed
 from lit_small_lm.data.tokenizer import BPE
-from lit_small_lm.errors import RequestError
+from lit_small_lm.errors import RequestError, path_of
 from lit_small_lm.plugin import Batch, Encoder, Source, Split, Tokenizer
 from lit_small_lm.ranks import data_rank
 from lit_small_lm.spec import check_settings, matches, type_text
@@ -80,7 +79,7 @@ class TokenData(LightningDataModule):
         """Rows and tokens of every step."""
         self.seq_len, self.packing, self.micro_batch_size = seq_len, packing, micro_batch_size
         self.num_workers = num_workers
-        self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
+        self.cache = path_of(cache_dir) if cache_dir else default_cache()
         self.seed = 0
         """Seed of the order of training rows; the command line sets it from seed_everything."""
         self.max_tokens: int | None = None
@@ -115,7 +114,7 @@ class TokenData(LightningDataModule):
 
     def _open(self) -> Corpus:
         if self.store is not None:
-            return self._of_store(TokenStore.open(Path(self.store).expanduser()))
+            return self._of_store(TokenStore.open(path_of(self.store)))
         encoder = corpus.encoder_of(self.source, self.tokenizer, self.cache, self.encoder_record)
         if self.reading == "streamed":
             return corpus.held_out(self.source, encoder, self.cache)

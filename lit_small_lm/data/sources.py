@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lit_small_lm.data.cache import Stamp, check_unchanged, digests_of, stamp
 from lit_small_lm.data.rows import is_table
-from lit_small_lm.errors import RequestError, shown
+from lit_small_lm.errors import RequestError, path_of, shown
 from lit_small_lm.plugin import Document, Source, SourcePart
 
 SUFFIXES = frozenset(
@@ -43,7 +43,7 @@ class TextFiles(Source):
         found = [(name, file, stamp(file)) for name, file in files_of(self.path)]
         if not found:
             what = f"holds no text file ({', '.join(sorted(SUFFIXES)[:6])}, ...)"
-            if any(is_table(name) for _, _, names in os.walk(Path(self.path).expanduser()) for name in names):
+            if any(is_table(name) for _, _, names in os.walk(path_of(self.path)) for name in names):
                 what = f"holds tables, no text; {_by_rows(self.path)}"
             raise RequestError(f"data.source.path: {shown(str(self.path))} {what}")
         return found
@@ -63,7 +63,7 @@ def files_of(path: str | None) -> Iterator[tuple[str, Path]]:
     """
     if path == "":
         raise RequestError("data.source.path: '' is empty; allowed: a file, a folder, or null for the standard library")
-    root = Path(path or sysconfig.get_paths()["stdlib"]).expanduser()
+    root = path_of(path or sysconfig.get_paths()["stdlib"])
     if root.is_file():
         if is_table(root.name):
             raise RequestError(f"data.source.path: {shown(str(path))} is a table, no text; {_by_rows(path)}")

@@ -23,7 +23,7 @@ from lit_small_lm.data.progress import Meter, Tell
 from lit_small_lm.data.shards import AGAIN, ShardWriter, SplitTokens, check_shard, finished_shards, name_of, read_shard
 from lit_small_lm.data.splits import SPLITS, Splits
 from lit_small_lm.data.tokenizer import check_specials, digest
-from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.errors import RequestError, RunError, of_a_record, path_of, shown
 from lit_small_lm.plugin import Encoder, Source, Split, Tokenizer
 
 FORMAT = 3
@@ -50,19 +50,24 @@ class TokenStore:
         Raises:
             RequestError: no store, an unfinished one, one of another format, or ids outside the vocabulary.
         """
-        file = Path(folder).expanduser() / TOKENIZER
+        file = path_of(folder) / TOKENIZER
         if not file.with_name(MANIFEST).exists():
             what = "its preparation was interrupted; go on with the same command" if file.exists() else "no token store"
             raise RequestError(f"data.store: {shown(str(folder))}: {what} (no {MANIFEST})")
         record = _json_of(file, ("spec", "record"))
         if record["spec"] is None:
             raise RequestError(f"data.store: {shown(str(folder))}: it does not say by which tokenizer it was made")
-        store = TokenStore(file.parent, Tokenizer.from_dict(record["spec"]).restore(record["record"]))
+        with of_a_record(f"token store: {shown(str(file))}"):
+            store = TokenStore(file.parent, Tokenizer.from_dict(record["spec"]).restore(record["record"]))
         store.check()
         return store
 
     def check(self) -> None:
         """Raises RequestError if the store is of another format or does not go with its tokenizer."""
+        with of_a_record(f"token store: {shown(str(self.folder / MANIFEST))}"):
+            self._check()
+
+    def _check(self) -> None:
         manifest, where = self._manifest, f"token store {shown(str(self.folder))}"
         if manifest["tokenizer"] != digest(self.encoder):
             found = digest(self.encoder)
@@ -93,6 +98,10 @@ class TokenStore:
         Raises:
             RunError: a file has not the recorded size, or was changed and has not the recorded digest.
         """
+        with of_a_record(f"token store: {shown(str(self.folder / MANIFEST))}"):
+            return self._split(split)
+
+    def _split(self, split: Split) -> SplitTokens:
         manifest = self._manifest
         pieces, starts, given, at = [], [], [], 0
         for shard in manifest["shards"]:
@@ -107,7 +116,8 @@ class TokenStore:
 
     def verify(self) -> int:
         """Read every file and compare its digest; returns the bytes read. Raises RunError naming the shard."""
-        return sum(check_shard(self.folder, shard, every=True) for shard in self._manifest["shards"])
+        with of_a_record(f"token store: {shown(str(self.folder / MANIFEST))}"):
+            return sum(check_shard(self.folder, shard, every=True) for shard in self._manifest["shards"])
 
 
 def prepare(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from lit_small_lm.data.cache import Stamp, check_unchanged, digests_of, stamp
 from lit_small_lm.data.hub import may_be_on_a_hub
 from lit_small_lm.data.rows import FORMATS, Column, Row, described, format_of, look, read_rows, text_of
-from lit_small_lm.errors import RequestError, RunError, first_line, nearest, shown
+from lit_small_lm.errors import RequestError, RunError, first_line, nearest, path_of, shown
 from lit_small_lm.plugin import Document, Source, SourcePart
 
 WHERE = "data.source.path"
@@ -130,7 +130,7 @@ class HFDataset(Tables):
 # -------------------------------------------------------------------------------------------------------- local files
 def _local(path: str, subset: str | None, split: str) -> list[str]:
     """Local files of a path; none if it may be a hub's name."""
-    root = Path(path).expanduser()
+    root = path_of(path)
     if glob.has_magic(str(root)) and not root.exists():
         return _matching(path, str(root))
     if root.is_file():

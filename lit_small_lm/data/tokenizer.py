@@ -8,14 +8,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_small_lm.data.hub import may_be_on_a_hub
-from lit_small_lm.errors import RequestError, RunError, first_line, not_known, shown
+from lit_small_lm.errors import RequestError, RunError, first_line, not_known, path_of, shown
 from lit_small_lm.plugin import Encoder, Specials, Tokenizer, setting
 
 END, PAD, MASK = SPECIALS = ("<|end|>", "<|pad|>", "<|mask|>")
@@ -232,7 +231,7 @@ class Pretrained(Tokenizer):
 
         if not self.path:
             raise RequestError(f"data.tokenizer.path: {self.path!r}; allowed: a tokenizer.json, a folder or a hub name")
-        file = Path(self.path).expanduser()
+        file = path_of(self.path)
         file = file / "tokenizer.json" if file.is_dir() else file
         if not file.exists() and (file.suffix == ".json" or not may_be_on_a_hub(self.path)):
             raise RequestError(f"data.tokenizer.path: {shown(str(file))} does not exist")

@@ -69,7 +69,7 @@ def test_refused(run, tmp_path, capsys):
     out = str(tmp_path / "out")
     cases = {
         (str(run), out, "--best", "4"): "--best: 4; ",
-        (str(run), out, "--best", "0"): "--best: 0; allowed: at least 1",
+        (str(run), out, "--best", "0"): "--best: 0; allowed: a whole number, at least 1",
         (str(run), str(run)): "is not empty",
         (str(tmp_path / "none"), out): "none; allowed: a run directory",
         (str(checkpoints_in(run)[0]), out): ".ckpt; allowed: a run directory",

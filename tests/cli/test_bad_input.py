@@ -1,5 +1,6 @@
 """What people mistype: every fault is named in one line, with the right status, and leaves nothing behind."""
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from lit_small_lm import __version__
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, read
+from lit_small_lm.cli.complaint import complain, told
 from lit_small_lm.errors import RequestError, request_lines
 from lit_small_lm.training.score import METRICS, DocumentNLL
 
@@ -81,6 +83,32 @@ COMMAND_LINE = {
     ),
     "A23 with its keys": in_file("lit_small_lm: 99.1\ntrainer: {new_key: 3}\n", "99.1 wrote this", __version__),
     "A23 no version": in_file("lit_small_lm: soon\n", "'soon'; allowed: a version such as"),
+    "a home that nobody has": bad("-c", "~nobody_at_all/c.yaml", says=["~nobody_at_all/c.yaml: no user is called"]),
+    "a run in a home that nobody has": bad("--run_dir", "~nobody_at_all/r", says=["--run_dir: ", "no user is called"]),
+    "text in a home that nobody has": bad("--data.source.path", "~nobody_at_all/t", says=["no user is called"]),
+    "a device for a file": bad("-c", "/dev/zero", says=["-c: '/dev/zero' is no regular file"]),
+    "a file too large": in_file(
+        "#" * (1 << 20) + "\n", "c.yaml' has 1,048,577 bytes, and a configuration at most 1,048,576"
+    ),
+    "brackets without end": in_file("[" * 10_000, "c.yaml: not valid YAML: "),
+    "a bomb of anchors": in_file(
+        "a: &a [x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in itertools.pairwise("abcdef")),
+        "c.yaml: holds too many values or is nested too deeply",
+    ),
+    "what cannot be merged": in_file("<<: [1, 2]\n", "c.yaml:1: <<: merges what is no mapping"),
+    "UTF-16": in_file("trainer: {max_steps: 4}\n".encode("utf-16"), "c.yaml: byte 0 (0xff) is not UTF-8"),
+    "a byte order mark and CRLF": in_file(
+        b"\xef\xbb\xbftrainer:\r\n  max_steps: 1.5\r\n", "c.yaml:2: trainer.max_steps: 1.5"
+    ),
+    "two documents": in_file("a: 1\n---\nb: 2\n", "c.yaml:2: not valid YAML: ", "another document"),
+    "octal or decimal": in_file("trainer: {max_steps: 017}\n", "c.yaml:1: trainer.max_steps: '017'; allowed: "),
+    "digits of another script": flag("trainer.max_steps", "٣", "'٣'; allowed: a whole number"),
+    "hours and minutes": in_file("trainer: {max_steps: 1:30}\n", "'1:30'; allowed: a whole number"),
+    "an option after --": bad("--", "--optim.lr", "1", says=["--: options begin with --"]),
+    "a short form": flag("trainer.max_step", "4", "did you mean --trainer.max_steps?"),
+    "an option a hundred thousand letters long": bad("--" + "x" * 100_000, "1", says=["is not an option"]),
+    "braces and percent signs": flag("optim", "%s{0}%(x)d", "'%s{0}%(x)d' is not a known Optim"),
     "escapes": flag("model.backbone.norm", "\x1b[2J", r"'\x1b[2J' is not a known NormScheme"),
 }
 ARCHITECTURE = {
@@ -121,6 +149,10 @@ TRAINING = {
     "no time at all": bad(
         "--trainer.max_time", "00:00:00:00", says=["trainer.max_time: '00:00:00:00'; allowed: more than no time"]
     ),
+    "less than no time": in_file("trainer: {max_time: {hours: -1}}\n", "allowed: more than no time"),
+    "more processes than a CPU takes": bad(
+        "--trainer.devices", "10000000", says=["10000000 processes on ", "at most "]
+    ),
     "C01": flag("optim.lr", "-1", "-1; allowed: a number, above 0"),
     "C03": bad(
         "--optim.lr",
@@ -135,7 +167,7 @@ TRAINING = {
         status=1,
     ),
     "C05 warm-up": bad(
-        "--schedule.warmup", "-1", says=["schedule.warmup: -1; allowed: whole steps, or a fraction from 0 to 1.0"]
+        "--schedule.warmup", "-1", says=["--schedule.warmup: -1; allowed: whole steps, or a fraction from 0 to 1.0"]
     ),
     "C05 decay": bad("--schedule.decay", "1.5", says=["schedule.decay: 1.5; allowed: "]),
     "C11 none": bad("--trainer.max_steps", "-1", says=["trainer.max_steps", "trainer.max_epochs", "max_tokens"]),
@@ -261,6 +293,48 @@ def test_the_metrics_that_may_be_watched_are_those_that_are_measured():
     metric = DocumentNLL(documents=1)
     metric.update(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1).bool(), torch.ones(1, 1))
     assert tuple(metric.compute()) == METRICS
+
+
+def test_a_pipe_is_not_waited_for(fit):
+    os.mkfifo("pipe.yaml")
+    status, lines = fit("-c", "pipe.yaml")
+    assert status == 2 and "-c: 'pipe.yaml' is no regular file" in lines[-1]
+
+
+OTHERS = {
+    "validate": (["--run_dri", "x"], "--run_dri: no such option; known: ", "did you mean --run_dir?"),
+    "test": (["--ckpt_pth", "x"], "did you mean --ckpt_path?"),
+    "analyze": (["nowhere", "--rwos", "3"], "did you mean --rows?"),
+    "prune": (["nowhere", "--kepe", "3"], "did you mean --keep?"),
+    "plan": (["--vocab_sise", "3"], "did you mean --vocab_size?"),
+    "prepare": (["--data.cache_dir", "f/below"], "data.cache_dir: f/below: ", "/f is a file"),
+    "average": (["nowhere", ""], "OUT: it is empty; allowed: a path"),
+    "import": (["~nobody_at_all", "out"], "HF_DIR: ~nobody_at_all: no user is called nobody_at_all"),
+    "generate": (["/dev/zero"], "/dev/zero"),
+    "export": (["nowhere", "out", "--to", "HF"], "--to: 'HF' is not a known choice; known: "),
+}
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_commands_name_the_fault_before_anything_is_loaded(command, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("f").write_text("x")
+    argv, *says = OTHERS[command]
+    refused([command, *argv], *says)
+
+
+def test_devices_that_are_no_numbers_cannot_be_planned_for(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(["plan", "--model", "AutoregressiveLM", "--trainer.devices", "x"], "trainer.devices: 'x'; allowed: ")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate 8000 bytes")]
+)
+def test_want_of_memory_is_no_traceback(error, capsys, monkeypatch):
+    monkeypatch.setattr(told, "cause", False)
+    complain(error, 0, wait=False)
+    assert capsys.readouterr().err.startswith("error: not enough memory")
 
 
 @pytest.mark.slow

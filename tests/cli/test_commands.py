@@ -118,22 +118,6 @@ def test_generate_is_a_function_of_the_seed(run, capsys):
     assert text("--temperature", "0") == text("--top_k", "1", "--seed", "5")
 
 
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["--top_p", "0"], "--top_p: 0.0; allowed: above 0, at most 1"),
-        (["--temperature", "nan"], "--temperature"),
-        (["--max_new_tokens", "x"], "--max_new_tokens: invalid int value: 'x'"),
-        (["--promt", "a"], "did you mean --prompt?"),
-    ],
-)
-def test_generate_refuses_in_one_line(run, argv, says, capsys):
-    assert main(["generate", str(run), *argv]) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1
-    assert says in error[0]
-
-
 def test_generate_without_a_run(tmp_path, capsys):
     assert main(["generate", str(tmp_path / "none")]) == 2
     assert main(["generate", str(tmp_path)]) == 2

@@ -116,4 +116,4 @@ def test_the_shell_can_read_its_script(scripts, shell):
 
 def test_an_unknown_shell_is_refused(capsys):
     assert main(["completion", "tcsh"]) == 2
-    assert capsys.readouterr().err.startswith("error: shell: invalid choice: 'tcsh'")
+    assert capsys.readouterr().err.startswith("error: shell: 'tcsh' is not a known choice; known: bash, fish, zsh")
