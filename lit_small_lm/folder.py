@@ -124,8 +124,8 @@ def read_weights(folder: Path) -> Weights:
     pickled = [name for name in PICKLES if (folder / name).exists()]
     if pickled:
         raise RequestError(
-            f"{shown(str(folder))}: its weights are a pickle ({pickled[0]}), which can run code; allowed: {WEIGHTS}, "
-            "made of it elsewhere with torch.load(..., weights_only=True) and safetensors.torch.save_file"
+            f"{shown(str(folder))}: its weights are a pickle ({pickled[0]}), which can run code; allowed: {WEIGHTS}; "
+            "lit-small-lm import --read_pickle takes tensors and nothing else from it"
         )
     raise RequestError(f"{shown(str(folder))} holds no weights ({WEIGHTS}, or {INDEX} and its shards)")
 

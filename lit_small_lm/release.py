@@ -146,15 +146,15 @@ def refuse_experts(spec: BackboneSpec, dims: Dims) -> None:
         raise RequestError(f"{count:,} experts in {len(layers):,} layers; allowed: at most {MOST_EXPERTS:,} in all")
 
 
-def refuse_misfit(spec: BackboneSpec, dims: Dims, rows: int, state: Mapping[str, Tensor]) -> None:
-    """Raise RunError unless the weights of a file are those of the network that its record describes."""
+def refuse_misfit(spec: BackboneSpec, dims: Dims, rows: int, state: Mapping[str, Tensor], where: str) -> None:
+    """Raise RunError, beginning with `where`, unless the weights of a file are those of the network in its record."""
     headers = state.headers if isinstance(state, Stored) else state
     found = {name: tuple(header.shape) for name, header in headers.items() if name.startswith(PREFIX)}
     if dims.n_layers > len(found):
-        raise RunError(f"its record says {dims.n_layers:,} layers, but it has {len(found):,} weights")
+        raise RunError(f"{where}: its record says {dims.n_layers:,} layers, but it has {len(found):,} weights")
     refuse_experts(spec, dims)
     wanted = {PREFIX + name: tuple(tensor.shape) for name, tensor in empty(spec, dims, rows).state_dict().items()}
     for name in sorted(wanted.keys() | found):
         if wanted.get(name) != found.get(name):
             have, need = (f"shape {shapes[name]}" if name in shapes else "none" for shapes in (found, wanted))
-            raise RunError(f"tensor {shown(name)}: {have} in the file, {need} by its record")
+            raise RunError(f"{where}: tensor {shown(name)}: {have} in the file, {need} by its record")

@@ -1,13 +1,15 @@
 """Lightning's own classes as a configuration names them, and what it says of them when they are wrong."""
 
+import os
 import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_small_lm.errors import RequestError, RunError, nearest, place_of, shown
 from lit_small_lm.training.callbacks.annealing import AttentionAnnealing
@@ -17,11 +19,21 @@ from lit_small_lm.training.callbacks.mask_noise import MaskNoise
 
 ONCE = (AttentionAnnealing, ClippedNoiseSearch, MaskNoise, WSDConversion)
 """Callbacks that say what a step trains on: of two of a kind one would undo the other, or add to it unseen."""
+PROCESSES_A_CORE = 4
+IMPORTS = (
+    *(f"lightning.pytorch.{room}" for room in ("callbacks", "loggers", "profilers", "strategies", "plugins")),
+    "lightning.fabric.plugins",
+    *(f"torch.distributed.fsdp.{name}" for name in ("MixedPrecision", "CPUOffload", "MixedPrecisionPolicy")),
+    "torch.distributed.fsdp.CPUOffloadPolicy",
+)
+"""What a configuration may name beside our own classes, and those of plug-ins: nothing else is imported for it."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "callbacks": {"kind": Callback},
     "logger": {"kind": Logger, "words": (True, False)},
     "strategy": {"kind": Strategy, "words": ("auto", *StrategyRegistry.available_strategies())},
     "profiler": {"kind": Profiler, "words": ("simple", "advanced", "pytorch", "xla")},
+    "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda")},
+    "max_steps": {"low": -1, "high": 2**53},
     "max_epochs": {"low": -1, "high": 2**53},
     "min_steps": {"low": 0, "high": 2**53},
     "min_epochs": {"low": 0, "high": 2**53},
@@ -61,7 +73,11 @@ def refuse_unlogged(callbacks: Iterable[Callback], metrics: Iterable[str]) -> No
 
 
 def refuse_contradiction(trainer: Mapping[str, Any]) -> None:
-    """Raise RequestError for a run that would have to be longer than it may be."""
+    """Raise RequestError for a run that would have to be longer than it may be, or of more processes than fit."""
+    devices, most = str(trainer["devices"]), PROCESSES_A_CORE * (os.cpu_count() or 1)
+    if trainer["accelerator"] == "cpu" and devices.isdecimal() and int(devices) > most:
+        asked = f"{shown(devices)} processes on {os.cpu_count()} CPU cores"
+        raise RequestError(f"trainer.devices: {asked}; allowed: at most {most}")
     for what in ("steps", "epochs"):
         least, most = trainer[f"min_{what}"], trainer[f"max_{what}"]
         if least is not None and most not in (None, -1) and least > most:
@@ -86,3 +102,26 @@ def _builder(error: BaseException) -> str:
     """The class whose constructor raised."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "__init__"]
     return type(frames[-1].f_locals.get("self")).__name__ if frames else "the request"
+
+
+def make_trainer(config: dict[str, Any]) -> Trainer:
+    """Lightning's Trainer; what it refuses (a device that is not there, a strategy it does not know) in one line."""
+    try:
+        trainer = Trainer(**config)
+        trainer._signal_connector.register_signal_handlers = lambda: None  # signals are ours, see `signals`
+        return trainer
+    except RequestError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        asked = {key: config[key] for key in ("accelerator", "devices", "strategy", "precision")}
+        if isinstance(asked["strategy"], Strategy):
+            asked["strategy"] = type(asked["strategy"]).__name__
+        asked = ", ".join(f"{key}={value!r}" for key, value in asked.items())
+        raise RequestError(f"trainer: {' '.join(str(error).split())[:150]} (asked for: {asked})") from error
+
+
+def listed(value: Any) -> list[Any]:
+    """A Trainer argument that may be none, one or many, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

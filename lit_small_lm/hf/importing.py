@@ -93,8 +93,8 @@ def model_type(config: Mapping[str, Any]) -> str:
     return shown(str(config.get("model_type")))
 
 
-def read_folder(path: Path) -> Imported:
-    """The model in a folder.
+def read_folder(path: Path, weights: Weights | None = None) -> Imported:
+    """The model in a folder; `weights` are its tensors, None: those of its safetensors.
 
     Raises:
         RequestError: it is not there, is of a class or has settings that we do not have, or its tensors do not fit.
@@ -102,7 +102,7 @@ def read_folder(path: Path) -> Imported:
     """
     refuse_tampered(path)
     config = read_config(path)
-    form, weights = form_of(config), read_weights(path)
+    form, weights = form_of(config), read_weights(path) if weights is None else weights
     places = _places(form, weights)
     _check_headers(form, weights, places)
     state = to_ours(form.entries, Stored(weights, places))

@@ -97,7 +97,10 @@ def test_an_imported_run_is_scored_trained_and_exported(run, tiny_text, capsys):
 
 def test_an_imported_run_has_no_state_to_resume_from(run, capsys):
     assert main(["fit", "--run_dir", "run", "--resume"]) == 2
-    assert "holds no optimizer_states; --init_from takes its weights only" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "holds no optimizer state and no position in the data; --init_from takes its weights only"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
 
 
 def test_export_says_what_no_class_has(run, capsys, monkeypatch):
@@ -160,7 +163,7 @@ IMPORT = {
     "a wrong setting": (lambda: edit_config(hidden_act="silo"), [], 2, ["hidden_act", "'silo'", "did you mean silu?"]),
     "a wrong width": (lambda: edit_config(hidden_size=24), [], 2, ["tensor model.", "shape", "config.json makes it"]),
     "too many layers": (lambda: edit_config(num_hidden_layers=2), [], 2, ["layers.1", "is missing (and 8 more)"]),
-    "pickle": (pickle_only, [], 2, ["its weights are a pickle (pytorch_model.bin)", "safetensors.torch.save_file"]),
+    "pickle": (pickle_only, [], 2, ["its weights are a pickle (pytorch_model.bin)", "import --read_pickle"]),
     "cut short": (cut_short, [], 1, ["model.safetensors is damaged: "]),
     "leads elsewhere": (leads_elsewhere, [], 2, ["'../elsewhere.safetensors' is no name of a file in it"]),
     "one tensor more": (lambda: edit_weights(x=torch.ones(1)), [], 2, ["tensor x is not one of this class"]),
@@ -191,7 +194,7 @@ EXPORT = {
     "a type": (None, ["run", "out", "--to", "hf", "--dtype", "bfloat"], 2, ["--dtype: ", "did you mean bfloat16?"]),
     "a size": (None, ["run", "out", "--to", "hf", "--max_shard_size", "5"], 2, ["--max_shard_size: '5'; allowed: "]),
     "no run": (None, ["none", "out", "--to", "hf"], 2, ["none", "does not exist"]),
-    "not a run": (None, ["public", "out", "--to", "hf"], 2, ["public: no checkpoint in it"]),
+    "not a run": (None, ["public", "out", "--to", "hf"], 2, ["(model_type llama); lit-small-lm import makes a run"]),
     "damaged": (
         lambda: Path("x.ckpt").write_bytes(b""), ["x.ckpt", "out", "--to", "hf"], 1, ["x.ckpt is damaged"],
     ),
