@@ -311,7 +311,7 @@ def _reach(where: str) -> Finding:
     if not where.startswith(("http://", "https://")):
         return Finding("hub", "network", "no", f"HF_ENDPOINT is {where}; allowed: an http address", "unset HF_ENDPOINT")
     try:
-        with urllib.request.urlopen(urllib.request.Request(where, method="HEAD"), timeout=5):  # noqa: S310
+        with urllib.request.urlopen(urllib.request.Request(where, method="HEAD"), timeout=5):  # noqa: S310 (http only)
             return Finding("hub", "network", "ok", f"{where} answers")
     except urllib.error.HTTPError as error:
         return Finding("hub", "network", "ok", f"{where} answers ({error.code})")

@@ -1,8 +1,10 @@
 """What pyproject.toml, constraints.txt and the hooks say has to agree."""
 
 import ast
+import contextlib
+import re
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,54 @@ def test_the_bad_lightning_releases_cannot_be_chosen(requirements):
     (lightning,) = [requirement for requirement in requirements if requirement.name == "lightning"]
     assert not any(lightning.specifier.contains(bad) for bad in ("2.6.2", "2.6.3", "2.7.0"))
     assert lightning.specifier.contains("2.6.6")
+    assert {"!=2.6.2", "!=2.6.3"} <= {str(part) for part in lightning.specifier}  # also under a lower floor
+
+
+def locked():
+    """Name -> (version, digests) of requirements-cpu.txt."""
+    lines = (ROOT / "requirements-cpu.txt").read_text().replace("\\\n", " ").splitlines()
+    entries = [line.split() for line in lines if not line.startswith("#")]
+    pairs = [(*entry[0].split("=="), entry[1:]) for entry in entries]
+    assert len({name for name, *_ in pairs}) == len(pairs)
+    return {canonicalize_name(name): (version, digests) for name, version, digests in pairs}
+
+
+def test_the_lock_agrees_with_the_constraints(requirements):
+    found, pinned = locked(), pins("3.11")
+    assert {name: version.removesuffix("+cpu") for name, (version, _) in found.items()} == {
+        name: pinned.get(name) for name in found
+    }
+    assert {canonicalize_name(requirement.name) for requirement in requirements} <= set(found)
+    assert found["torch"][0].endswith("+cpu")
+
+
+def test_everything_in_the_lock_has_a_digest():
+    for name, (_, digests) in locked().items():
+        assert digests, name
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), name
+
+
+def needs(name):
+    """What an installed package requires on Linux; nothing where it is not installed."""
+    surroundings = {"python_version": "3.11", "sys_platform": "linux", "extra": ""}
+    with contextlib.suppress(PackageNotFoundError):
+        for needed in map(Requirement, requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate(surroundings):
+                yield canonicalize_name(needed.name)
+
+
+def test_the_lock_holds_what_its_packages_need():
+    needed = {name: set(needs(name)) for name in locked()}
+    assert sum(map(len, needed.values())) > 100
+    assert {name: missing for name, names in needed.items() if (missing := names - set(needed))} == {}
+
+
+def test_actions_are_pinned_and_may_only_read():
+    for file in (ROOT / ".github/workflows").glob("*.yml"):
+        text = file.read_text()
+        used = re.findall(r"uses: *(\S+)", text)
+        assert all(re.search("@[0-9a-f]{40}$", name) for name in used), f"{file.name}: {used}"
+        assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
 
 
 def test_the_hooks_use_the_pinned_ruff():
