@@ -158,7 +158,8 @@ FAULTS = {
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("gone")), "is a link to nothing"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no file"),
     "an empty manifest": (lambda path: os.truncate(manifest_of(path), 0), "is damaged"),
-    "the manifest of another": (lambda path: os.replace(manifest_of(path.with_name(checkpoint_name(5))), manifest_of(path)), "is damaged"),
+    "the manifest of another": (
+        lambda path: os.replace(manifest_of(path.with_name(checkpoint_name(5))), manifest_of(path)), "is damaged"),
 }  # fmt: skip
 
 

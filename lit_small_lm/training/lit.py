@@ -150,13 +150,13 @@ class LanguageModule(LightningModule, abc.ABC):
         checkpoint = at(path)
         record = record_of(checkpoint)
         if self.tokenizer_of(record).record() != self.encoder.record():
-            raise RequestError(f"--init_from {path}: it was trained with another tokenizer")
+            raise RequestError(f"--init_from {shown(str(path))}: it was trained with another tokenizer")
         try:
             load_whole(self.net, fitted(weights_of(checkpoint), Specials(**record["specials"]), self.encoder.specials))
         except RuntimeError as error:
             lines = str(error).splitlines()
             raise RequestError(
-                f"--init_from {path}: {len(lines) - 1} tensors do not fit, first: {lines[1].strip()}"
+                f"--init_from {shown(str(path))}: {len(lines) - 1} tensors do not fit, first: {lines[1].strip()}"
             ) from None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
