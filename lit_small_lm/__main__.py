@@ -1,19 +1,15 @@
 """`lit-small-lm COMMAND`: dispatch. Help, version and a mistyped command answer before torch is imported."""
 
-import errno
 import importlib
 import os
 import sys
-import time
-import traceback
 import warnings
 
-from lit_small_lm import __version__
-from lit_small_lm.errors import RequestError, RunError, nearest, place_of, request_lines, shown
+from lit_small_lm import __version__, signals
+from lit_small_lm.cli.complaint import complain, status, told
+from lit_small_lm.errors import RequestError, nearest, shown
 from lit_small_lm.ranks import process_number
 
-SECONDS_TO_END = 3
-"""Of several processes that fail alike, the first one says why, and has this long to end the others."""
 COMMANDS = {
     "fit": ("lit_small_lm.cli.lit", "train a model, start to finish; --resume continues a run"),
     "validate": ("lit_small_lm.cli.lit", "score the validation split with a run's newest checkpoint"),
@@ -52,37 +48,28 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit status: 0 done, 1 failed while running, 2 a wrong request, 130
-    interrupted, 141 nobody read on."""
+    """Run a command; returns its exit status: 0 done, 1 failed while running, 2 a wrong request, 128 and
+    a signal's number: ended by it, 141 nobody read on."""
     argv = sys.argv[1:] if argv is None else argv
+    told.cause = False
     try:
         _refuse_unreadable(argv)
-        status = _dispatch(argv)
+        with signals.watched():
+            done = _dispatch(argv)
         sys.stdout.flush()
-        return status
-    except RequestError as error:
-        _complain(error)
-        return 2
-    except RunError as error:
-        _complain(error)
-        return 1
+        return done
     except BrokenPipeError:  # who read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at the exit
         return 141
-    except OSError as error:
-        _complain(RunError(f"{shown(str(error.filename))}: {error.strerror}" if error.filename else str(error)))
-        return 2 if error.errno == errno.ENAMETOOLONG else 1
-    except KeyboardInterrupt:
+    except signals.Stopped as stop:
         if process_number() == 0:
-            print("error: stopped by SIGINT", file=sys.stderr)
-        return 130
+            print(f"error: {stop}", file=sys.stderr)
+        return 128 + stop.number
     except SystemExit as end:  # a parser has printed its help
         return end.code if isinstance(end.code, int) else 0
-    except Exception as error:  # a mistake in the code of this package or of a plug-in: its author needs to see where
-        if process_number() == 0:
-            traceback.print_exc()
-        _complain(RunError(f"{type(error).__name__} in {place_of(error)}: {shown(str(error))}"))
-        return 1
+    except Exception as error:
+        complain(error, process_number(), wait=True)
+        return status(error)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -107,15 +94,6 @@ def _refuse_unreadable(argv: list[str]) -> None:
             raise RequestError(f"{shown(word)}: holds bytes that are not UTF-8; allowed: UTF-8 text")
         if "\0" in word:
             raise RequestError(f"{shown(word)}: holds a NUL character; allowed: text without it")
-
-
-def _complain(error: Exception) -> None:
-    """Say why the command failed."""
-    number = process_number()
-    if number:
-        time.sleep(SECONDS_TO_END)  # what it says afterwards is its own trouble
-    for line in request_lines(error):
-        print(f"process {number}: {line}" if number else line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,60 @@
 """`lit-small-lm fit | validate | test`: LightningCLI with families, shapes and plug-ins by short name."""
 
 import json
-import logging
 import os
 import re
-import signal
-import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
-from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_small_lm import __version__
-from lit_small_lm.cli import converting, lightning_parts, report, room, run_options, stops
+from lit_small_lm.cli import (
+    converting,
+    lightning_parts,
+    ranges,  # noqa: F401  (what it declares)
+    report,
+    rewinding,
+    room,
+    run_options,
+    stops,
+)
+from lit_small_lm.cli.failing import explained
+from lit_small_lm.cli.lightning_parts import listed
+from lit_small_lm.cli.parsing import ShortErrors, quiet, restrict_parsing
 from lit_small_lm.cli.preparation import Shown
-from lit_small_lm.cli.request import check_request
+from lit_small_lm.cli.processes import Launcher, Processes, own_launcher
+from lit_small_lm.cli.request import Request, check_request
 from lit_small_lm.cli.run_options import Start
 from lit_small_lm.cli.schema import Option, group, plain, slot
 from lit_small_lm.data.datamodule import TokenData
-from lit_small_lm.discovery import discover, trusted_packages
-from lit_small_lm.errors import RequestError, shown
-from lit_small_lm.plugin import Optim, Spec
+from lit_small_lm.discovery import discover
+from lit_small_lm.errors import RequestError
+from lit_small_lm.plugin import Optim
 from lit_small_lm.ranks import number_here
-from lit_small_lm.training import diffusion  # noqa: F401  (options may name what it holds)
+from lit_small_lm.training import (
+    diffusion,  # noqa: F401  (options may name what it holds)
+    run_lock,
+)
 from lit_small_lm.training.callbacks import annealing, clipped_noise, conversion, mask_noise  # noqa: F401
-from lit_small_lm.training.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, Interrupted
+from lit_small_lm.training.callbacks.checkpoints import Checkpoints
 from lit_small_lm.training.callbacks.depth import DepthMonitor
 from lit_small_lm.training.callbacks.ema import EMA
+from lit_small_lm.training.callbacks.guard import Diverged, Guard
 from lit_small_lm.training.callbacks.progress import RunProgress
 from lit_small_lm.training.callbacks.run_files import RunFiles
 from lit_small_lm.training.callbacks.step_metrics import StepMetrics
+from lit_small_lm.training.callbacks.stopping import Interrupted, Stopping
 from lit_small_lm.training.callbacks.wsd import WSDSchedule
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import RunLogger
 from lit_small_lm.training.optim import AdamW
 from lit_small_lm.training.parallel import FSDP2
 from lit_small_lm.training.run_dir import write_json
+from lit_small_lm.training.saving import AtomicCheckpointIO
 
 TRAINER_DEFAULTS = {
     "enable_model_summary": False,
@@ -61,24 +74,24 @@ ACTIVATION_CHECKPOINTING = ("off", "layers")
 
 
 def roots() -> dict[str, Option]:
-    """The top-level options, as the request checker wants them; our own classes check their ranges themselves."""
+    """The top-level options, as the request checker wants them."""
     trainer = {
         **lightning_parts.OPTIONS,
-        "max_steps": {"low": -1, "high": 2**53},
         "precision": {"choices": PRECISIONS},
-        "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda")},
     }
     return {
         "model": slot(LanguageModule),
-        "data": group(TokenData, {"num_workers": {"low": 0, "high": 256}}),
+        "data": group(TokenData),
         "optim": slot(Optim, AdamW()),
         "schedule": group(WSDSchedule),
         "checkpoints": group(Checkpoints),
+        "guard": group(Guard),
         "depth": group(DepthMonitor),
         "trainer": group(Trainer, trainer),
         "compile": plain(str, "off", {"choices": COMPILE_MODES}),
         "activation_checkpointing": plain(str, "off", {"choices": ACTIVATION_CHECKPOINTING}),
         "max_tokens": plain(int | None, None, {"low": 1, "high": 2**53}),
+        "timeout": plain(float, 600.0, {"above": 0, "high": 86400.0}),
         "draws": plain(int, 4, {"low": 1, "high": 2**20}),
         "ema_decay": plain(float | None, None, {"above": 0, "below": 1}),
         "seed_everything": plain(int, 0, {"low": 0, "high": 2**32 - 1}),
@@ -90,11 +103,20 @@ parser = run_options.parser
 
 def run(command: str, argv: list[str]) -> int:
     """Run one of the three commands; returns the exit status."""
+    try:
+        return _run(command, argv)
+    finally:
+        run_lock.let_go()
+
+
+def _run(command: str, argv: list[str]) -> int:
     quiet()
     os.environ.pop("JSONARGPARSE_DEFAULT_ENV", None)  # options come from the command line and from files
     options, rest = run_options.take(command, run_options.with_packaged_files(argv))
     discover(options.plugins)
     restrict_parsing()
+    if command != "fit":  # whose options are all looked at, before a run is
+        parser(command).refuse_unknown(rest, roots())
     asks_help = bool({"-h", "--help"} & set(rest))
     start = Start() if asks_help else run_options.start_of(command, options)
     if start.notice:
@@ -105,50 +127,24 @@ def run(command: str, argv: list[str]) -> int:
     for notice in request.notices:
         report.say(notice)
     try:
-        LitCLI(options, start, [command, *request.argv])
+        return _until_done(options, start, command, request)
     except Interrupted as stop:
         command = run_options.resume_command(stop.run_dir, options.plugins)
         report.say(f"{stop}; checkpoint saved; go on with: {command}")
         return 128 + stop.number
-    return 0
 
 
-def restrict_parsing() -> None:
-    """Let a configuration name Specs and the classes of trusted packages, and import nothing."""
-    set_parsing_settings(
-        subclasses_enabled=[Spec],
-        docstring_parse_attribute_docstrings=True,
-        import_path_denylist=["*"],
-        import_path_allowlist=["lightning", *trusted_packages()],
-    )
-
-
-def quiet() -> None:
-    """Silence what Lightning says about itself; warnings that concern the user stay."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # no loss is changed in place
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # a norm, a checkpoint
-
-
-class ShortErrors(LightningArgumentParser):
-    """A parser whose errors are one line, without the usage.
-
-    The request has been checked before; what is left are values of Lightning's own types, such as plugins.
-    """
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-        key, value = re.search(r'Parser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
-        if not key or not value:
-            raise RequestError(lines[0] if lines else "the options could not be parsed")
-        option = next((line for line in lines if line.startswith("Option")), None)
-        if option is not None:
-            raise RequestError(f"{key[1]}: {option}")
-        raise RequestError(f"{key[1]}: {shown(value[1])} is not accepted")
+def _until_done(options: Any, start: Start, command: str, request: Request) -> int:
+    """Run the command, and again from an earlier checkpoint as often as the run goes back to one."""
+    while True:
+        try:
+            LitCLI(options, start, command, request)
+            return 0
+        except rewinding.Rewind as back:
+            report.say(str(back))
+            options.run_dir, options.resume, start = back.run_dir, True, back.start
+            options.branch_from = options.init_from = None
+            request = check_request([], roots(), base=start.base)
 
 
 class LitCLI(LightningCLI):
@@ -157,11 +153,12 @@ class LitCLI(LightningCLI):
     Args:
         options: the run's options (run directory, resume and so on).
         start: where the command starts from.
-        args: the command and the configuration's options.
+        command: the command.
+        request: the configuration.
     """
 
-    def __init__(self, options: Any, start: Start, args: list[str]) -> None:
-        self.options, self.start = options, start
+    def __init__(self, options: Any, start: Start, command: str, request: Request) -> None:
+        self.options, self.start, self.command = options, start, command
         super().__init__(
             LanguageModule,
             TokenData,
@@ -169,24 +166,17 @@ class LitCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=ShortErrors,
-            parser_kwargs={
-                "prog": "lit-small-lm",
-                **{name: {"description": run_options.TEXT} for name in self.subcommands()},
-            },
+            parser_kwargs={"prog": "lit-small-lm", command: {"description": run_options.TEXT}},
             subclass_mode_model=True,
-            args=args,
+            args=request.spelled(command),
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        taken = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only"}
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
-            "validate": taken | {"verbose"},
-            "test": taken | {"verbose"},
-        }
+    def subcommands(self) -> dict[str, set[str]]:
+        """The one command, and what it fills in itself: the parsers of the others would be built for nothing."""
+        loaders = {"train_dataloaders", "val_dataloaders"} if self.command == "fit" else {"dataloaders", "verbose"}
+        return {self.command: {"model", "datamodule", "ckpt_path", "weights_only", *loaders}}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=int, default=0, help="seed of init, data order and dropout")
@@ -209,6 +199,12 @@ class LitCLI(LightningCLI):
             default=None,
             help="training tokens after which the run ends; instead of trainer.max_steps and trainer.max_epochs",
         )
+        parser.add_argument(
+            "--timeout",
+            type=float,
+            default=600.0,
+            help="seconds that the processes of a run wait for one that does not answer, before all end",
+        )
         parser.add_argument("--draws", type=int, default=4, help="draws of noise that a held-out bound is the mean of")
         parser.add_argument(
             "--ema_decay",
@@ -219,6 +215,7 @@ class LitCLI(LightningCLI):
         )
         parser.add_lightning_class_args(WSDSchedule, "schedule")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(DepthMonitor, "depth")
 
     # ------------------------------------------------------------------------------------------------ building
@@ -290,13 +287,14 @@ class LitCLI(LightningCLI):
         self.datamodule.encoder_record, self.datamodule.max_tokens = self.start.encoder(self.model), config.max_tokens
         if self.subcommand == "fit":
             self.model.config, self.model.init_from = self.config_text, self.options.init_from
+            self.datamodule.left_out, config.guard.rewound = self.start.left_out, self.start.rewound
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]
         config = {**settings.trainer, **kwargs}
         config["plugins"] = [*listed(config["plugins"]), AtomicCheckpointIO()]
         if self.subcommand != "fit":
-            return make_trainer({**config, "logger": False, "enable_progress_bar": False})
+            return lightning_parts.make_trainer({**config, "logger": False, "enable_progress_bar": False})
         config["logger"] = [
             RunLogger(),
             *(logger for logger in listed(config["logger"]) if not isinstance(logger, bool)),
@@ -305,10 +303,13 @@ class LitCLI(LightningCLI):
         average = [] if settings.ema_decay is None else [EMA(settings.ema_decay)]
         if self.datamodule.store is None:
             lightning_parts.refuse_unlogged(listed(config["callbacks"]), self.model.monitored(self.datamodule.source))
-        config["callbacks"] = [*listed(config["callbacks"]), *average, *self._callbacks(settings)]
-        trainer = make_trainer(config)
+        together = Processes(self.config_text, settings.timeout)
+        config["callbacks"] = [together, *listed(config["callbacks"]), *average, *self._callbacks(settings)]
+        trainer = lightning_parts.make_trainer(config)
         for callback in average:
             callback.refuse_sharded(trainer.strategy)
+        settings.guard.refuse_processes(trainer)
+        own_launcher(trainer)
         return trainer
 
     def _callbacks(self, settings: Any) -> list[Callback]:
@@ -319,8 +320,15 @@ class LitCLI(LightningCLI):
         begun = converting.begun(self.model, self.options.init_from, self.start.record)
         shown = [report.Announcement(settings.trainer.precision, self.why), *begun, RunProgress()]
         quiet = settings.trainer.enable_progress_bar is False
-        metrics = [StepMetrics(), settings.depth]
-        return [*metrics, settings.schedule, self.files, *([] if quiet else shown), settings.checkpoints]
+        metrics = [StepMetrics(), settings.guard, settings.depth]
+        return [
+            *metrics,
+            settings.schedule,
+            self.files,
+            *([] if quiet else shown),
+            settings.checkpoints,
+            Stopping(settings.checkpoints),
+        ]
 
     # ------------------------------------------------------------------------------------------------- running
     def fit(self, model: LanguageModule, **kwargs: Any) -> None:
@@ -337,14 +345,28 @@ class LitCLI(LightningCLI):
             progress.done()
         try:
             self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
-        except MisconfigurationException as error:
-            raise RequestError(f"trainer: {' '.join(str(error).split())}") from error
-        except Exception:
-            if isinstance(strategy.launcher, _SubprocessScriptLauncher):
-                strategy.launcher.kill(signal.SIGTERM)  # the processes it started would wait for this one
-            raise
+        except Interrupted:
+            raise  # all processes are told, and end
+        except BaseException as error:
+            if isinstance(strategy.launcher, Launcher):
+                strategy.launcher.end()  # the processes it started would wait for this one
+            answer = self._answer(error)
+            if answer is error:
+                raise
+            raise answer from None
         if self.trainer.is_global_zero:
             report.finish(self.files.folder, self.trainer, model, self.options.plugins)
+
+    def _answer(self, error: BaseException) -> BaseException:
+        """What to raise for an error in training."""
+        if isinstance(
+            error, (MisconfigurationException, ModuleNotFoundError)
+        ):  # the latter: DeviceStatsMonitor's psutil
+            return RequestError(f"trainer: {' '.join(str(error).split())}")
+        if isinstance(error, Diverged):
+            guard = self.config_init[self.subcommand].guard
+            return rewinding.answer(error, guard, self.datamodule, self.files.folder)
+        return explained(error, self.trainer, self.datamodule) if isinstance(error, Exception) else error
 
     def validate(self, model: LanguageModule, **kwargs: Any) -> None:
         """Score the validation split with the checkpoint."""
@@ -353,7 +375,8 @@ class LitCLI(LightningCLI):
     def test(self, model: LanguageModule, **kwargs: Any) -> None:
         """Score the test split once, and write test.json into the run directory."""
         result = self._evaluate(self.trainer.test, "test")
-        folder = self.options.run_dir or self.start.checkpoint.absolute().parent.parent
+        scored = self.start.checkpoint.absolute()
+        folder = self.options.run_dir or (scored if scored.is_dir() else scored.parent.parent)
         folder.mkdir(parents=True, exist_ok=True)
         if self.trainer.is_global_zero:
             write_json(folder / "test.json", result)
@@ -375,24 +398,3 @@ class LitCLI(LightningCLI):
             for line in report.score_lines(record):
                 report.say(line)
         return {key: None if value != value else value for key, value in record.items()}  # NaN is no JSON
-
-
-def make_trainer(config: dict[str, Any]) -> Trainer:
-    """Lightning's Trainer; what it refuses (a device that is not there, a strategy it does not know) in one line."""
-    try:
-        return Trainer(**config)
-    except RequestError:
-        raise
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        asked = {key: config[key] for key in ("accelerator", "devices", "strategy", "precision")}
-        if isinstance(asked["strategy"], Strategy):
-            asked["strategy"] = type(asked["strategy"]).__name__
-        asked = ", ".join(f"{key}={value!r}" for key, value in asked.items())
-        raise RequestError(f"trainer: {' '.join(str(error).split())[:150]} (asked for: {asked})") from error
-
-
-def listed(value: Any) -> list[Any]:
-    """A Trainer argument that may be none, one or many, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]

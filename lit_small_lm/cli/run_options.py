@@ -112,6 +112,8 @@ def refuse_file(key: str, folder: Path) -> Path:
         parent = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     except OSError as error:
         raise RequestError(f"{key}: {shown(str(folder))}: {error.strerror}") from None
+    if folder.is_symlink() and not folder.exists():
+        raise RequestError(f"{key}: {shown(str(folder))} is a link to nothing; allowed: a directory, or a new path")
     if not parent.is_dir():
         place = shown(str(parent))
         raise RequestError(f"{key}: {shown(str(folder))}: {place} is a file; allowed: a directory, or a new path")
@@ -145,11 +147,14 @@ def fit_start(options: argparse.Namespace) -> Start:
         return _whole(*newest(folder))
     if folder is not None and checkpoints_in(folder):
         raise RequestError(
-            f"--run_dir: {folder} holds checkpoints; go on with: {resume_command(folder, options.plugins)}"
+            f"--run_dir: {shown(str(folder))} holds checkpoints; go on with: "
+            + resume_command(folder, options.plugins).replace("\n", "\\n")
         )
     ours = folder is None or not folder.exists() or (folder / "environment.json").exists()
     if not ours and any(file.name != run_lock.NAME for file in folder.iterdir()):
-        raise RequestError(f"--run_dir: {folder} holds other files; allowed: a new directory, or an empty one")
+        raise RequestError(
+            f"--run_dir: {shown(str(folder))} holds other files; allowed: a new directory, or an empty one"
+        )
     if options.branch_from:
         return _whole(options.branch_from, read(options.branch_from))
     if options.init_from:

@@ -12,6 +12,7 @@ from lit_small_lm.data.packing import Packed
 from lit_small_lm.data.plan import EvalPlan, Shares, TrainPlan, Wanted
 from lit_small_lm.errors import RunError
 from lit_small_lm.plugin import Batch, Specials
+from lit_small_lm.signals import left_to_the_parent
 
 State = dict[str, Any]
 T = TypeVar("T")
@@ -112,7 +113,8 @@ class PreparedFeed:
 
     def batches(self, start: int, state: State) -> Iterator[tuple[Batch, State]]:
         sampler = _Sampler(self.plan, start)
-        loader = DataLoader(self.rows, batch_sampler=sampler, num_workers=self.workers, collate_fn=passed_on)
+        settings = {"num_workers": self.workers, "collate_fn": passed_on, "worker_init_fn": left_to_the_parent}
+        loader = DataLoader(self.rows, batch_sampler=sampler, **settings)
         for batch in raised(iter(loader)):
             yield batch, {}
 

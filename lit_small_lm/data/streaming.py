@@ -27,6 +27,7 @@ from lit_small_lm.data.splits import Splits
 from lit_small_lm.errors import RequestError
 from lit_small_lm.keys import generator
 from lit_small_lm.plugin import Batch, Component, Encoder
+from lit_small_lm.signals import left_to_the_parent
 
 WINDOW = 1 << 20
 """Tokens after which a window is closed, at the end of a batch of documents."""
@@ -224,6 +225,7 @@ class _Batches(IterableDataset):
 
 
 def _quiet(worker: int) -> None:
+    left_to_the_parent()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns of every fork
 
 
