@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, check_fit
 from lit_small_lm.checkpoint import at, encoder_of, grown, make_record, record_of, recorded_dims, weights_of
-from lit_small_lm.errors import RequestError
+from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.keys import fold, seed_all
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.outputs import check_outputs
@@ -28,6 +28,7 @@ from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
 from lit_small_lm.spec import check_settings
+from lit_small_lm.training.compiled import refuse_foreign_cache
 from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
 from lit_small_lm.training.judge import TAKEN, Judge, hold_back
 from lit_small_lm.training.optim import AdamW
@@ -130,6 +131,7 @@ class LanguageModule(LightningModule, abc.ABC):
         for layer in self.net.layers:
             layer.activation_checkpointing = self.activation_checkpointing
         if self.compile_mode != "off":
+            refuse_foreign_cache()
             self.net.compile(mode=None if self.compile_mode == "default" else self.compile_mode)
 
     def _resolved(self, vocab_size: int) -> Dims:
