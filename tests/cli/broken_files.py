@@ -12,6 +12,8 @@ import pyarrow.parquet
 import torch
 import yaml
 
+from lit_small_lm.durable import save
+
 VALUES = (
     None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, "", "x", "\x1b[31m", "../../x", "é" * 400,
     [], [1, "x"], [[]], {}, {"a": 1}, {"class_path": "os.system", "init_args": {"command": "true"}}, "os.system", "0",
@@ -73,7 +75,7 @@ def break_checkpoint(file: Path, draw: random.Random) -> None:
         content["lit_small_lm"] = swapped(content["lit_small_lm"], draw)
     else:
         content = swapped(content, draw)
-    torch.save(content, file)
+    save(file, lambda stream: torch.save(content, stream))  # the digest is right
 
 
 def break_safetensors(file: Path, draw: random.Random) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lit_small_lm import load
 from lit_small_lm.__main__ import main
-from lit_small_lm.checkpoint import averaged, checkpoints_in, read
+from lit_small_lm.checkpoint import averaged, checkpoints_in, read, write
 from lit_small_lm.errors import RequestError
 from lit_small_lm.objectives.block_diffusion import BlockDiffusion
 
@@ -119,6 +119,6 @@ def test_metrics_cut_off_or_damaged(run, tmp_path, capsys):
 def test_checkpoints_of_different_networks_are_refused(run, tmp_path):
     content = read(checkpoints_in(run)[0])
     content["state_dict"] = {name: tensor[:1] for name, tensor in content["state_dict"].items()}
-    torch.save(content, tmp_path / "other.ckpt")
+    write(content, tmp_path / "other.ckpt")
     with pytest.raises(RequestError, match="other.ckpt is of another network than"):
         averaged([checkpoints_in(run)[0], tmp_path / "other.ckpt"])

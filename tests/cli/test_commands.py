@@ -10,6 +10,7 @@ import torch
 
 from lit_small_lm import load
 from lit_small_lm.__main__ import main
+from lit_small_lm.checkpoint import write
 
 PLUGIN = '''
 """A scheme of the user's."""
@@ -268,7 +269,7 @@ def test_weights_alone_are_scored_but_not_gone_on_with(run, tmp_path, capsys):
     whole = torch.load(run / "checkpoints" / "step=00000004.ckpt", weights_only=True)
     keys = ("state_dict", "lit_small_lm", "pytorch-lightning_version", "loops")
     weights = tmp_path / "weights.ckpt"
-    torch.save({key: whole[key] for key in keys}, weights)
+    write({key: whole[key] for key in keys}, weights)
     assert main(["fit", "--branch_from", str(weights), "--trainer.max_steps", "9"]) == 2
     assert "--init_from takes its weights only" in capsys.readouterr().err.splitlines()[-1]
     assert main(["validate", "--ckpt_path", str(weights)]) == 0

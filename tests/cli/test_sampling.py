@@ -8,7 +8,7 @@ import torch
 from lit_small_lm import load
 from lit_small_lm.__main__ import main
 from lit_small_lm.backbone import Backbone, BackboneSpec
-from lit_small_lm.checkpoint import RECORD, checkpoint_name, make_record
+from lit_small_lm.checkpoint import RECORD, checkpoint_name, make_record, write
 from lit_small_lm.cli import watching
 from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.discovery import discover
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
         record = make_record(**parts, tokenizer=tokenizer, encoder=encoder, step=0)
         (root / name / "checkpoints").mkdir(parents=True)
         weights = {f"net.{key}": value for key, value in net.state_dict().items()}
-        torch.save({"state_dict": weights, RECORD: record}, root / name / "checkpoints" / checkpoint_name(0))
+        write({"state_dict": weights, RECORD: record}, root / name / "checkpoints" / checkpoint_name(0))
     return {name: str(root / name) for name in OBJECTIVES}
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lit_small_lm.analysis.pruning import content
 from lit_small_lm.backbone import Backbone
-from lit_small_lm.checkpoint import LanguageModel, load, make_record
+from lit_small_lm.checkpoint import LanguageModel, load, make_record, write
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.discovery import discover
@@ -83,7 +83,7 @@ def test_a_checkpoint_is_read_back(family, tmp_path):
     net = network(family, encoder.specials.vocab_size).float().eval()
     parts = {"backbone": family, "shape": fixed(DIMS), "objective": NextToken(), "tokenizer": Bytes()}
     model = LanguageModel(net, NextToken(), encoder, make_record(**parts, encoder=encoder, step=3))
-    torch.save(content(model, "2.6"), file)
+    write(content(model, "2.6"), file)
     found = load(file)
     assert found.net.spec == family
     assert torch.equal(found.logits(TOKENS), model.logits(TOKENS))

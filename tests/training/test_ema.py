@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_small_lm.__main__ import main
-from lit_small_lm.checkpoint import checkpoints_in, load, read
+from lit_small_lm.checkpoint import checkpoints_in, load, read, write
 from lit_small_lm.errors import RequestError
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints
 from lit_small_lm.training.callbacks.ema import EMA
@@ -56,7 +56,7 @@ def test_evaluation_and_generation_use_the_average(averaged, tmp_path, lines, ca
     assert equal({f"net.{key}": value for key, value in model.net.state_dict().items()}, content["state_dict"])
     swapped = {**content, "state_dict": content["current_model_state"]}
     (tmp_path / "other" / "checkpoints").mkdir(parents=True)
-    torch.save(swapped, tmp_path / "other" / "checkpoints" / last.name)
+    write(swapped, tmp_path / "other" / "checkpoints" / last.name)
     scores = []
     for run in (averaged, tmp_path / "other"):
         capsys.readouterr()
