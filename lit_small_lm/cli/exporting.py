@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_small_lm.cli.new_folder import refuse_used, whole_folder
 from lit_small_lm.cli.options import Options, place
+from lit_small_lm.errors import shown
 
 if TYPE_CHECKING:
     from lit_small_lm.checkpoint import LanguageModel
@@ -67,7 +68,8 @@ def run(command: str, argv: list[str]) -> int:
 
 
 def _tell(done: "Exported", args: Any) -> None:
-    needs = ([] if args.to == "release" else ["import lit_small_lm.hf"]) + [f"plug-in {name}" for name in done.plugins]
+    needs = [] if args.to == "release" else ["import lit_small_lm.hf"]
+    needs += [f"plug-in {shown(name)}" for name in done.plugins]
     if done.reason:
         print(f"note: no public class fits: {done.reason}; needs: {', '.join(needs)}", file=sys.stderr)
     elif needs and args.to == "release":

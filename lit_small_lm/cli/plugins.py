@@ -5,6 +5,7 @@ import json
 
 from lit_small_lm.cli.options import Options
 from lit_small_lm.discovery import describe, discover, origins
+from lit_small_lm.errors import shown, shown_path
 from lit_small_lm.plugin import kinds, known
 
 
@@ -25,7 +26,7 @@ def run(command: str, argv: list[str]) -> int:
             print(json.dumps(vars(origin)))
         return 0
     rows = [
-        (kind, name, describe(cls).source, (inspect.getdoc(cls) or "").split("\n")[0])
+        (kind, name, shown_path(describe(cls).source), shown((inspect.getdoc(cls) or "").split("\n")[0]))
         for kind, base in kinds().items()
         for name, cls in known(base).items()
     ]
