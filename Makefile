@@ -1,4 +1,4 @@
-# make demo | test | bench | docs | lint | format | clean | distclean. Each sets up what it needs, once; PYTHON picks the
+# make demo | test | fuzz | bench | docs | lint | format | clean | distclean. Each sets up what it needs, once; PYTHON picks the
 # interpreter (make test PYTHON=python3.12), ARGS is passed on (make test ARGS="-k norms -x").
 PYTHON ?= python3
 ARGS ?=
@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed-$(PACKAGES)
 INSTALLED_DEV := $(VENV)/.installed-dev-$(PACKAGES)
 INSTALL := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test bench docs lint format clean distclean
+.PHONY: help demo test fuzz bench docs lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+
+# Ten thousand broken texts, requests and files, and every wrong value of every option, each through the front door.
+fuzz: $(INSTALLED_DEV)
+	LIT_SMALL_LM_EXAMPLES=10000 LIT_SMALL_LM_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/cli/test_fuzz.py \
+		tests/cli/test_every_option.py $(ARGS)
 
 # All but the study of depth, which takes hours.
 bench: $(INSTALLED_DEV)

@@ -179,7 +179,7 @@ def _open(name: ModuleName) -> None:
 def _load_path(path: Path) -> None:
     if not path.exists():
         raise RequestError(f"--plugins: {shown(str(path))} does not exist (looked in {Path.cwd()})")
-    files = [path] if path.is_file() else sorted(_plugin_files(path))
+    files = [path] if not path.is_dir() else sorted(_plugin_files(path))
     if not files or any(file.suffix != ".py" for file in files):
         raise RequestError(f"--plugins: {shown(str(path))} holds no Python file (*.py)")
     if USER_PACKAGE not in sys.modules:

@@ -1,6 +1,7 @@
 """Lightning's own classes as a configuration names them, and what it says of them when they are wrong."""
 
 import os
+import re
 import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from lit_small_lm.training.callbacks.mask_noise import MaskNoise
 
 ONCE = (AttentionAnnealing, ClippedNoiseSearch, MaskNoise, WSDConversion)
 """Callbacks that say what a step trains on: of two of a kind one would undo the other, or add to it unseen."""
+STRATEGIES = [name for name in StrategyRegistry.available_strategies() if not re.search("spawn|fork|notebook", name)]
+"""Those of Lightning that start this program anew; processes of another kind leave nothing to report."""
 PROCESSES_A_CORE = 4
 IMPORTS = (
     *(f"lightning.pytorch.{room}" for room in ("callbacks", "loggers", "profilers", "strategies", "plugins")),
@@ -30,7 +33,7 @@ IMPORTS = (
 OPTIONS: dict[str, dict[str, Any]] = {
     "callbacks": {"kind": Callback},
     "logger": {"kind": Logger, "words": (True, False)},
-    "strategy": {"kind": Strategy, "words": ("auto", *StrategyRegistry.available_strategies())},
+    "strategy": {"kind": Strategy, "words": ("auto", *STRATEGIES)},
     "profiler": {"kind": Profiler, "words": ("simple", "advanced", "pytorch", "xla")},
     "accelerator": {"choices": ("auto", "cpu", "gpu", "cuda")},
     "max_steps": {"low": -1, "high": 2**53},

@@ -17,7 +17,7 @@ from lit_small_lm.data.datamodule import TokenData
 from lit_small_lm.data.mixture import naming
 from lit_small_lm.data.store import TokenStore, prepare
 from lit_small_lm.discovery import discover
-from lit_small_lm.errors import RequestError
+from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Component
 from lit_small_lm.training.lit import LanguageModule
 
@@ -71,7 +71,7 @@ def data_of(tree: dict[str, Any]) -> TokenData:
     """The data module whose source is to be tokenised. Raises RequestError where a store is given instead."""
     data = token_data(tree)
     if data.store is not None:
-        raise RequestError(f"data.store: {data.store} is a prepared store; prepare makes one of data.source")
+        raise RequestError(f"data.store: {shown(data.store)} is a prepared store; prepare makes one of data.source")
     return data
 
 
@@ -80,9 +80,9 @@ def prepared(data: TokenData) -> list[tuple[Component, TokenStore]]:
     encoder, stores = encoder_of(data.source, data.tokenizer, data.cache, None), []
     for component in data.source.components():
         with naming(component.name):
-            shown = Shown(component.name or "data")
-            stores.append((component, prepare(component.source, encoder, data.cache, shown, data.tokenizer)))
-            shown.done()
+            progress = Shown(component.name or "data")
+            stores.append((component, prepare(component.source, encoder, data.cache, progress, data.tokenizer)))
+            progress.done()
     return stores
 
 

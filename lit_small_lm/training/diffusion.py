@@ -51,7 +51,14 @@ class DiffusionLM(LanguageModule):
             self.backbone.refuse_kind(kind)
 
     def refuse_length(self, seq_len: int) -> None:
+        """Raise RequestError for rows that are longer than the family has positions, or shorter than one block."""
         self.refuse_filled(self.objective, seq_len)
+        size = self.objective.decoding().block_size or 1
+        if size > seq_len + 1:
+            raise RequestError(
+                f"model.objective.block_size: {size}; a row of data.seq_len {seq_len} has {seq_len + 1} positions; "
+                "allowed: at most that"
+            )
 
     def refuse_filled(self, objective: Denoising, seq_len: int) -> None:
         """Raise RequestError if there are fewer positions than rows of `seq_len` targets may have under `objective`."""

@@ -1,8 +1,10 @@
 """What people mistype: every fault is named in one line, with the right status, and leaves nothing behind."""
 
+import io
 import itertools
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,15 @@ TRAINING = {
         "--trainer.max_time", "00:00:00:00", says=["trainer.max_time: '00:00:00:00'; allowed: more than no time"]
     ),
     "less than no time": in_file("trainer: {max_time: {hours: -1}}\n", "allowed: more than no time"),
+    "B13": bad(
+        "--model",
+        "DiffusionLM",
+        "--model.objective",
+        "BlockDiffusion",
+        "--model.objective.block_size",
+        "999",
+        says=["block_size"],
+    ),
     "more processes than a CPU takes": bad(
         "--trainer.devices", "10000000", says=["10000000 processes on ", "at most "]
     ),
@@ -321,6 +332,32 @@ def test_other_commands_name_the_fault_before_anything_is_loaded(command, refuse
     Path("f").write_text("x")
     argv, *says = OTHERS[command]
     refused([command, *argv], *says)
+
+
+NAMED = (
+    ["generate", "X"], ["average", "X", "out"], ["import", "X", "out"], ["export", "X", "out", "--to", "hf"],
+    ["plan", "X"], ["test", "--ckpt_path", "X"], ["plugins", "--plugins", "X"], ["prepare", "--data.source.path", "X"],
+    ["prepare", "--data.store", "X"], ["prepare", "--data.source", "HFDataset", "--data.source.path", "X"],
+    ["test", "--run_dir", "X"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("argv", NAMED, ids=lambda argv: " ".join(argv[:2]))
+def test_a_line_break_in_a_name_breaks_no_line(argv, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(["a\nb\x1b[2J" if word == "X" else word for word in argv], r"a\nb\x1b[2J")
+
+
+def test_a_prompt_that_is_not_utf_8_is_named_by_its_byte(two_layers, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xffc")))
+    refused(["generate", str(two_layers), "--prompt", "-"], "--prompt: byte 2 of standard input is not UTF-8")
+
+
+def test_text_without_a_word_is_not_scored(two_layers, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("blank.txt").write_text(" \n")
+    refused(["test", "--run_dir", str(two_layers), "--data.source.path", "blank.txt"], "no text")
 
 
 def test_devices_that_are_no_numbers_cannot_be_planned_for(refused, tmp_path, monkeypatch):
