@@ -15,12 +15,15 @@ WHOLE = Number(int, low=1, high=2**53)
 
 def run(command: str, argv: list[str]) -> int:
     """Print the plan as a table, or with `--json` as one JSON object."""
-    options, rest = parser(command).parse_known_args(argv)
+    own = parser(command)
+    options, rest = own.parse_known_args(argv)
     place, rest = config_word(rest)
     if {"-h", "--help"} & set(rest):
         raise RequestError("--help: it stands right after plan")
     from lit_small_lm.cli import planning
+    from lit_small_lm.cli.lit import roots
 
+    own.refuse_unknown(rest, roots())
     found = planning.answer(place, rest, options)
     print(json.dumps(found.data) if options.json else "\n".join(found.lines))
     return 0

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_small_lm.cli.lit import quiet, roots
-from lit_small_lm.cli.plan import parser
+from lit_small_lm.cli.lit import quiet
 from lit_small_lm.cli.plan_subject import Overrides, subject_at
 from lit_small_lm.cli.plan_table import proposed, table
 from lit_small_lm.discovery import discover
@@ -50,7 +49,6 @@ def answer(place: str | None, argv: Sequence[str], options: argparse.Namespace) 
     named = any(word.split("=")[0] in ("-c", "--config", "--model") for word in argv)
     if place is None and not named:
         if not asked:
-            parser("plan").refuse_unknown(argv, roots())
             raise RequestError("CONFIG: missing; give a configuration, a run, or a public model's config.json")
         argv = [*DEFAULT, *argv]
     subject = subject_at(place, argv, Overrides(options.vocab_size, options.head, device))
