@@ -1,4 +1,5 @@
-"""What depth telemetry costs: the same training with and without it, and one measurement in units of a training step.
+"""What depth telemetry and the guard cost: the same training with and without them, and one measurement in units of a
+training step.
 
     python benchmarks/telemetry.py [--quick]
 
@@ -7,12 +8,14 @@ weights. Times are those of the processor, which other work on the machine distu
 the runs are short, and the cost at the default interval is taken from one measurement and one step.
 """
 
+import functools
 import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from lightning.pytorch import Callback, Trainer
 import lit_small_lm as lsl
 from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.training.callbacks.depth import DepthMonitor
+from lit_small_lm.training.callbacks.guard import Guard
 from lit_small_lm.training.callbacks.run_files import RunFiles
 from lit_small_lm.training.callbacks.step_metrics import StepMetrics
 from lit_small_lm.training.logger import RunLogger
@@ -78,33 +82,33 @@ class Run(NamedTuple):
     weights: dict[str, torch.Tensor]
 
 
-def train(shape: lsl.FixedShape, monitor: DepthMonitor, steps: int, folder: Path) -> Run:
-    """Train on the standard library's sources."""
+def train(shape: lsl.FixedShape, tried: Callback | None, steps: int, folder: Path) -> Run:
+    """Train on the standard library's sources, with what is tried or without."""
+    callbacks = [StepMetrics(), *([] if tried is None else [tried])]
     model, clock = lsl.AutoregressiveLM(lsl.BackboneSpec(), shape), Clock()
     data = lsl.TokenData(tokenizer=Bytes(), seq_len=LENGTH, batch_size=ROWS, num_workers=0)
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", gradient_clip_val=1.0, logger=RunLogger(), limit_val_batches=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[StepMetrics(), monitor, RunFiles("", folder), clock], log_every_n_steps=10,
+        callbacks=[*callbacks, RunFiles("", folder), clock], log_every_n_steps=10,
     )  # fmt: skip
     trainer.fit(model, data)
     seconds = [end - start for start, end in zip(clock.times, clock.times[1:], strict=False)]
     return Run(seconds, {name: value.clone() for name, value in model.net.state_dict().items()})
 
 
-def pairs(folder: Path) -> dict[str, float]:
-    """The same training with and without, in turn, at the default interval; the median of the ratios."""
+def pairs(folder: Path, tried: Callable[[], Callback]) -> dict[str, float]:
+    """The same training with and without, in turn; the median of the ratios."""
     ratios = []
     for number in range(PAIRS):
-        with_it = train(PAIRED, DepthMonitor(), STEPS, folder / f"with {number}")
-        without = train(PAIRED, DepthMonitor(None), STEPS, folder / f"without {number}")
+        with_it = train(PAIRED, tried(), STEPS, folder / f"with {number}")
+        without = train(PAIRED, None, STEPS, folder / f"without {number}")
         assert all(torch.equal(with_it.weights[name], value) for name, value in without.weights.items())
         ratios.append(sum(with_it.seconds) / sum(without.seconds))
     return {
         "with_by_without": round(statistics.median(ratios), 4),
         "lowest": round(min(ratios), 4),
         "highest": round(max(ratios), 4),
-        "measurements": 1 + STEPS // INTERVAL,
         "steps": STEPS,
     }
 
@@ -131,7 +135,9 @@ def main() -> None:
         shapes = {f"{PAIRED.n_layers}x{PAIRED.dim}": PAIRED}
         shapes |= {name: lsl.FixedShape(dim=d, n_layers=n, n_heads=4) for name, (d, n) in DEEPER.items()}
         record |= {name: parts(shape, Path(folder) / name) for name, shape in shapes.items()}
-        record["pairs"] = pairs(Path(folder))
+        record["pairs"] = pairs(Path(folder) / "depth", DepthMonitor) | {"measurements": 1 + STEPS // INTERVAL}
+        for name, sigmas in (("guard", None), ("guard_spikes", 6.0)):
+            record[name] = pairs(Path(folder) / name, functools.partial(Guard, spike_sigmas=sigmas))
     record |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     print(json.dumps({**record, "machine": platform.processor() or platform.machine()}))
 
