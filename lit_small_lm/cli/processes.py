@@ -43,6 +43,8 @@ class Launcher(_SubprocessScriptLauncher):
         super().__init__(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
         self.fallen = ""
         """The first process that failed, and how."""
+        self.leaving = False
+        """Whether this process is about to end by itself, and may have something to save."""
 
     def launch(self, function: Callable, *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
@@ -60,6 +62,8 @@ class Launcher(_SubprocessScriptLauncher):
                 if process.poll():
                     self.fallen = f"process {number} {how(process.returncode)}"
         time.sleep(GRACE)
+        if self.leaving:
+            return
         complain(RunError(self.fallen), 0, wait=False)
         self.end()
         os._exit(1)
@@ -128,6 +132,8 @@ class Processes(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say why the run fails, if this process is the first to know."""
+        if isinstance(trainer.strategy.launcher, Launcher):
+            trainer.strategy.launcher.leaving = True
         if trainer.world_size > 1 and isinstance(exception, Exception) and distributed.is_initialized():
             self._claim(explained(exception, trainer, trainer.datamodule), trainer)
         self._stop()

@@ -67,6 +67,8 @@ class Stopping(Callback):
 
     def _stop(self, trainer: Trainer, end: int, lost: int) -> None:
         asked.save = False
+        if (lost or end) and trainer.world_size > 1:
+            trainer.strategy.barrier("saved")  # launchers end all as soon as one has ended
         if lost:
             raise RunError(f"{asked.lost_worker or 'a loader worker of another process died'}")
         if end:
