@@ -35,6 +35,7 @@ from lit_small_lm.nn.residual import LayerNormScaling, PostNorm, PreNorm
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.objectives.block_diffusion import BlockDiffusion
 from lit_small_lm.objectives.joint import JointDiffusion
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.shapes import FixedShape
 
@@ -360,3 +361,34 @@ def test_a_class_that_computes_something_else_is_found(exported, monkeypatch):
     monkeypatch.setattr(wrapper, "public_logits", lambda folder, ids: right(folder, ids) * 1.01)
     with pytest.raises(RunError, match="export: logits of transformers differ by"):
         exported(model_of(BackboneSpec()))
+
+
+# ----------------------------------------------------------------------------------------------------------- releases
+RELEASED = {
+    "a public class": (BackboneSpec(), NextToken(), Bytes()),
+    "an untied head": (BackboneSpec(head="untied"), NextToken(), BPE(vocab_size=270)),
+    "masked diffusion": (BackboneSpec(), MaskedDiffusion(), Bytes()),
+    "blocks": (OTHERS["canon"][0], BlockDiffusion(block_size=3), BPE(vocab_size=270)),
+    "a shipped plug-in": (BackboneSpec(norm=LayerScale()), NextToken(), Bytes()),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_release_is_loaded_as_its_checkpoint_would_be(name, exported):
+    backbone, objective, tokenizer = RELEASED[name]
+    model = dataclasses.replace(model_of(backbone, tokenizer=tokenizer), objective=objective)
+    folder, done = exported(model, to="release", max_shard_size="10KB")
+    assert done.difference == 0.0 and done.transformers is None and not done.reason
+    found, ids = load(folder), torch.arange(12).view(2, 6)
+    assert found.objective == objective and found.net.spec == backbone
+    assert found.encoder.record() == model.encoder.record() and found.encoder.specials == model.encoder.specials
+    assert torch.equal(found.logits(ids), model.logits(ids))
+    assert set(done.files) <= set((folder / "SHA256SUMS").read_text().split())
+
+
+def test_a_release_with_a_plugin_of_ones_own_needs_it_named(exported, tmp_path):
+    model = model_of(BackboneSpec())
+    own = {"kind": "NormScheme", "name": "Mine", "class_path": "lit_small_lm_user.mine.Mine", "digest": ""}
+    model.record["plugins"] = [{**own, "source": f"file {tmp_path}/mine.py"}]
+    with pytest.raises(RequestError, match=r"plug-in Mine \(file mine.py\)"):
+        exported(model, to="release")
