@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_small_lm.errors import RequestError, RunError, nearest, place_of, shown
+from lit_small_lm.errors import LIBRARIES, RequestError, RunError, nearest, place_of, shown
 from lit_small_lm.training.callbacks.annealing import AttentionAnnealing
 from lit_small_lm.training.callbacks.clipped_noise import ClippedNoiseSearch
 from lit_small_lm.training.callbacks.conversion import WSDConversion
@@ -30,6 +31,11 @@ IMPORTS = (
     "torch.distributed.fsdp.CPUOffloadPolicy",
 )
 """What a configuration may name beside our own classes, and those of plug-ins: nothing else is imported for it."""
+UNFIT = {
+    BatchSizeFinder: "rows are shared out by data.batch_size; see lit-small-lm plan",
+    LearningRateFinder: "the rate is optim.lr under schedule, and belongs to no attribute of the model",
+}
+"""Callbacks of Lightning that change what is decided elsewhere, and where."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "callbacks": {"kind": Callback},
     "logger": {"kind": Logger, "words": (True, False)},
@@ -57,8 +63,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def refuse_twice(callbacks: Iterable[Callback]) -> None:
-    """Raise RequestError for a second callback of a kind of which there can be one."""
+    """Raise RequestError for a second callback of a kind of which there can be one, or one that does not work here."""
     kinds = [type(callback) for callback in callbacks]
+    for kind, why in UNFIT.items():
+        if kind in kinds:
+            raise RequestError(f"trainer.callbacks: {kind.__name__} does not go with this trainer: {why}")
     for kind in ONCE:
         if kinds.count(kind) > 1:
             raise RequestError(f"trainer.callbacks: {kind.__name__} {kinds.count(kind)} times; allowed: once")
@@ -98,7 +107,9 @@ def refusal(error: BaseException) -> RequestError | RunError:
             return link
     first = chain[-1]
     text = " ".join(str(first).split())
-    return RequestError(f"{_builder(first)}: {shown(text)} ({type(first).__name__} in {place_of(first)})")
+    place = place_of(first)
+    where = "" if place.startswith(LIBRARIES) else f" in {place}"
+    return RequestError(f"{_builder(first)}: {shown(text)} ({type(first).__name__}{where})")
 
 
 def _builder(error: BaseException) -> str:

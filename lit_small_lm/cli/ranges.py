@@ -51,7 +51,11 @@ declare(ClippedNoiseSearch, width={"above": 0, "high": 1}, batches=SIZE)
 declare(EMA, decay={"above": 0, "below": 1})
 declare(MaskNoise, std=POSITIVE, steps=SOME_STEPS)
 declare(FSDP2, tensor_parallel_size=SIZE, replicas=SIZE)
-declare(strategies.DDPStrategy, model_averaging_period=COUNT)
+declare(
+    strategies.DDPStrategy,
+    model_averaging_period=COUNT,
+    process_group_backend={"choices": ("gloo", "nccl", "mpi", "ucc", "xccl")},
+)
 declare(strategies.ModelParallelStrategy, data_parallel_size=SIZE, tensor_parallel_size=SIZE)
 declare(loggers.CSVLogger, flush_logs_every_n_steps=COUNT)
 declare(

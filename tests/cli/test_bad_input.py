@@ -223,6 +223,19 @@ TRAINING = {
     "a callback's option first": flag(
         "trainer.callbacks.monitor", "x", "choose a Callback first, with --trainer.callbacks"
     ),
+    "a callback that looks for what is decided": bad(
+        "--trainer.callbacks",
+        "BatchSizeFinder",
+        says=["BatchSizeFinder does not go with this trainer: rows are shared out by"],
+    ),
+    "processes that leave nothing to report": flag("trainer.strategy", "ddp_notebook", "is not a known Strategy"),
+    "a way to talk": bad(
+        "--trainer.strategy",
+        "DDPStrategy",
+        "--trainer.strategy.process_group_backend",
+        "goo",
+        says=["'goo'; allowed: one of gloo, nccl", "did you mean gloo?"],
+    ),
     "a logger": flag("trainer.logger", "CSVLoger", "did you mean CSVLogger?"),
     "a strategy": flag("trainer.strategy", "ddpp", "'ddpp' is not a known Strategy", "did you mean ddp?"),
     "a strategy's value": bad(
