@@ -31,7 +31,7 @@ class DamagedError(RunError):
     """What was read is not what was written."""
 
 
-class Stream:
+class NewFile:
     """What a new file is written through: it counts and digests the bytes.
 
     The first error ends the writing, but not what writes, so that the count says how many bytes are needed.
@@ -100,7 +100,7 @@ def replace(path: Path, data: bytes) -> None:
         sync(path.parent)
 
 
-def save(path: Path, fill: Callable[[Stream], None]) -> None:
+def save(path: Path, fill: Callable[[NewFile], None]) -> None:
     """Write a file whole or not at all, and its manifest beside it.
 
     Args:
@@ -135,12 +135,12 @@ def _digests_of(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _staged(path: Path) -> Iterator[Stream]:
+def _staged(path: Path) -> Iterator[NewFile]:
     """A stream into a new file beside `path`, which is gone afterwards unless it was renamed."""
     stream = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = Stream(path.with_name(f".{path.name}.new"))
+        stream = NewFile(path.with_name(f".{path.name}.new"))
         yield stream
     except OSError as error:
         raise refusal(path, error, stream.size if stream else 0) from error
