@@ -199,14 +199,6 @@ REFUSED = {
         ["--trainer.devices", "1", SIZE, "1"],
         "trainer.strategy: FSDP2 on 1 device; allowed: trainer.devices of at least 2",
     ),
-    "no size": (
-        ["--trainer.devices", "2", SIZE, "0"],
-        "trainer.strategy.tensor_parallel_size: 0; allowed: at least 1",
-    ),
-    "no replicas": (
-        ["--trainer.devices", "2", "--trainer.strategy.replicas", "-1"],
-        "trainer.strategy.replicas: -1; allowed: at least 1",
-    ),
     "heads": (
         ["--trainer.devices", "4", SIZE, "4", *SHAPE],
         "trainer.strategy.tensor_parallel_size: 4 does not divide the 2 groups of AttentionMixer.qkv_proj (n_heads 4, "
