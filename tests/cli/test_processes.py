@@ -42,7 +42,16 @@ def test_one_process_at_fault_ends_all_and_the_cause_is_said_last(case, tmp_path
     """A gradient that is not finite on one process is left out by both before that."""
     strategy, fault, says = CASES[case]
     (tmp_path / "fault.py").write_text(FAULT.replace("{fault}", fault))
-    options = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--timeout", "3", "--guard.non_finite", "skip"]
+    options = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        strategy,
+        "--timeout",
+        "3" if fault == STOP else "30",
+        "--guard.non_finite",
+        "skip",
+    ]
     files = ["--plugins", "fault.py", "--data.source.path", str(tiny_text)]
     command = [sys.executable, "-m", "lit_small_lm", "fit", *TINY, *options, *files, "--trainer.log_every_n_steps", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
