@@ -20,6 +20,7 @@ PARTS = {
     "average_bytes": "moving average",
     "activations_bytes": "activations",
     "head_bytes": "head and loss",
+    "copy_bytes": "copy that a checkpoint is written from",
     "exchange_bytes": "exchange between processes",
     "temporary_bytes": "temporaries",
     "allocator_bytes": "held free by the allocator",

@@ -61,7 +61,7 @@ def workload_of(tree: Mapping[str, Any], device: Device | None, objective: Objec
     )
 
 
-SAVED = ("every_n_steps", "keep")
+SAVED = ("every_n_steps", "keep", "saving")
 
 
 def _pace(data: Mapping[str, Any]) -> Pace:

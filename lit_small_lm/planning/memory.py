@@ -34,6 +34,9 @@ class TrainingMemory:
     """What embedding and layers keep for the backward pass."""
     head_bytes: int
     """What head and loss keep for it."""
+    copy_bytes: int
+    """Of the state, while a checkpoint is written in the background; of several processes one has it, and that of a GPU
+    lies in the host's memory."""
     exchange_bytes: int
     """Between processes: gradients once more, in buckets, or the sharded weights that are whole at the moment."""
     temporary_bytes: int
@@ -76,10 +79,12 @@ def divided(found: StepBytes, workload: Workload, whole: int = 0) -> TrainingMem
         "optimizer step": found.update,
     }
     fullest = max(moments, key=moments.__getitem__)
-    alive = moments[fullest] - spared + average + exchange
+    copied = found.weights + found.optimizer + average
+    copy = copied if workload.accelerator == "cpu" and workload.saving == "background" else 0
+    alive = moments[fullest] - spared + average + copy + exchange
     pooled = max(found.forward_pooled, found.backward_pooled, found.update_pooled) - spared
     slack = round(SLACK * max(0, pooled)) if workload.accelerator == "cpu" else 0
-    kept = weights + gradients + optimizer + average + exchange + found.activations + found.head
+    kept = weights + gradients + optimizer + average + copy + exchange + found.activations + found.head
     return TrainingMemory(
         weights_bytes=weights,
         gradients_bytes=gradients,
@@ -87,6 +92,7 @@ def divided(found: StepBytes, workload: Workload, whole: int = 0) -> TrainingMem
         average_bytes=average,
         activations_bytes=found.activations,
         head_bytes=found.head,
+        copy_bytes=copy,
         exchange_bytes=exchange,
         temporary_bytes=alive - kept,
         allocator_bytes=slack,

@@ -38,6 +38,8 @@ class Workload:
     """Steps between checkpoints."""
     keep: int = 3
     """Newest checkpoints that are kept; 0: all."""
+    saving: Literal["background", "blocking"] = "blocking"
+    """"background": a checkpoint is written from a copy of the state, while training goes on."""
 
     @property
     def data_parallel(self) -> int:

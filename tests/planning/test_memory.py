@@ -89,6 +89,14 @@ def test_an_average_is_one_more_copy_of_the_weights():
     assert of(dataclasses.replace(GPU, average="ema")).total_bytes == 1600
 
 
+def test_a_checkpoint_in_the_background_is_one_more_copy_of_the_state():
+    """A GPU's lies in the host's memory."""
+    saved = dataclasses.replace(WORKLOAD, saving="background")
+    assert of(saved).copy_bytes == 100 + 200 and of(saved).total_bytes == of(WORKLOAD).total_bytes + 300
+    assert of(dataclasses.replace(saved, average="ema")).copy_bytes == 400
+    assert of(dataclasses.replace(GPU, saving="background")).copy_bytes == 0
+
+
 def test_a_heap_keeps_what_is_free():
     """Only of a CPU's heap the share has been measured."""
     assert of(GPU).allocator_bytes == 0
