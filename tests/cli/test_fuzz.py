@@ -198,7 +198,7 @@ def test_any_file_is_read_or_refused_in_a_line(name, sound, tmp_path, monkeypatc
             read_store()
         return found
 
-    @examples(5, len(SUBJECTS))
+    @examples(3, len(SUBJECTS))
     @given(seed=st.integers(0, 2**64))
     def one(seed: int) -> None:
         draw = random.Random(seed)
