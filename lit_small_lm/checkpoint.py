@@ -22,7 +22,7 @@ from lit_small_lm.batch import Specials
 from lit_small_lm.context import Context
 from lit_small_lm.discovery import describe, discover
 from lit_small_lm.durable import DamagedError, manifest_of, save, verify
-from lit_small_lm.errors import RequestError, RunError, shown, shown_path
+from lit_small_lm.errors import RequestError, RunError, of_a_record, shown, shown_path
 from lit_small_lm.generation import Asked, pieces
 from lit_small_lm.plugin import Dims, Encoder, Frame, Objective, Sampler, Shape, Spec, Tokenizer
 from lit_small_lm.release import content as released
@@ -335,20 +335,16 @@ def load(path: str | Path, plugins: Sequence[str | Path] = (), device: str = "cp
     path = Path(path)
     checkpoint = at(path)
     record = record_of(checkpoint)
-    need_plugins(record)
-    try:
+    where = f"checkpoint: {shown_path(path)}"
+    with of_a_record(f"{where}: its record"):
+        need_plugins(record)
         encoder = encoder_of(record)
         dims = Shape.from_dict(record["shape"]).resolve()
         spec, rows = BackboneSpec.from_dict(record["backbone"]), encoder.specials.vocab_size
-        refuse_misfit(spec, dims, rows, checkpoint["state_dict"], f"checkpoint: {shown_path(path)}")
+        refuse_misfit(spec, dims, rows, checkpoint["state_dict"], where)
         net = Backbone(spec, dims, rows)
         net.load_state_dict(weights_of(checkpoint))
         objective = Objective.from_dict(record["objective"])
-    except RunError:
-        raise
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise RunError(f"checkpoint: {path}: its record is damaged ({type(error).__name__}: {reason})") from error
     return LanguageModel(net.eval().to(device), objective, encoder, record)
 
 

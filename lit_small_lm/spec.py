@@ -8,7 +8,7 @@ registry: a class is known as soon as its module has been imported (see `discove
 import abc
 import dataclasses
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ def within(value: float, bounds: Mapping[str, Any]) -> bool:
     """Whether a number is finite and inside the range declared by `setting`."""
     low, high, above, below = (bounds.get(k) for k in ("low", "high", "above", "below"))
     return (
-        math.isfinite(value)
+        abs(value) <= sys.float_info.max  # unlike math.isfinite it takes whole numbers of any size
         and (low is None or value >= low)
         and (high is None or value <= high)
         and (above is None or value > above)

@@ -157,6 +157,7 @@ FAULTS = {
     "no manifest": (lambda path: manifest_of(path).unlink(), "has no step=00000015.ckpt.sha256"),
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("gone")), "is a link to nothing"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no file"),
+    "a pipe for a manifest": (lambda path: (manifest_of(path).unlink(), os.mkfifo(manifest_of(path))), "is damaged"),
     "an empty manifest": (lambda path: os.truncate(manifest_of(path), 0), "is damaged"),
     "the manifest of another": (
         lambda path: os.replace(manifest_of(path.with_name(checkpoint_name(5))), manifest_of(path)), "is damaged"),

@@ -17,7 +17,7 @@ import yaml
 from lit_small_lm.checkpoint import at, checkpoints_in, need_plugins, newest, read, record_of
 from lit_small_lm.cli.options import Options, place
 from lit_small_lm.discovery import ModuleName
-from lit_small_lm.errors import RequestError, shown
+from lit_small_lm.errors import RequestError, of_a_record, shown
 from lit_small_lm.ranks import process_number
 from lit_small_lm.training import run_lock
 
@@ -225,5 +225,6 @@ def _whole(checkpoint: Path, content: dict) -> Start:
 def start_from(checkpoint: Path, content: dict, **more: Any) -> Start:
     """The start from a checkpoint and what is in it."""
     record = record_of(content)
-    need_plugins(record)
-    return Start(checkpoint, record["step"], record["config"], record, **more)
+    with of_a_record(f"checkpoint: {shown(str(checkpoint))}: its record"):
+        need_plugins(record)
+        return Start(checkpoint, record["step"], record["config"], record, **more)

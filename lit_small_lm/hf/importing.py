@@ -17,7 +17,7 @@ from lit_small_lm import __version__
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.checkpoint import FORMAT, need_plugins
 from lit_small_lm.digests import SUMS, read_sums, refuse_changed
-from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.errors import RequestError, RunError, of_a_record, shown
 from lit_small_lm.folder import DTYPES, Weights, read_config, read_weights, within
 from lit_small_lm.hf.names import Entry, to_ours, to_theirs
 from lit_small_lm.hf.public import Model
@@ -125,7 +125,7 @@ def _own_form(config: Mapping[str, Any]) -> Form:
     if not isinstance(record, Mapping) or record.get("format") != FORMAT:
         found = f"format {shown(str(record.get('format')))}" if isinstance(record, Mapping) else "no record"
         raise RequestError(f"config.json: {OWN}: {found}; version {__version__} reads format {FORMAT}")
-    try:
+    with of_a_record("config.json: its record"):
         need_plugins(record)
         dims = Shape.from_dict(record["shape"]).resolve()
         rows, length = (None if config.get(key) is None else int(config[key]) for key in ("vocab_size", LENGTH))
@@ -133,10 +133,6 @@ def _own_form(config: Mapping[str, Any]) -> Form:
         refuse_experts(model.backbone, model.shape.resolve())
         entries = [Entry(name, (PREFIX + name,)) for name in _empty(model).state_dict()]
         return Form(model, Objective.from_dict(record["objective"]), entries)
-    except (RequestError, RunError):
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise RunError(f"config.json: its record is damaged ({type(error).__name__})") from None
 
 
 def _empty(model: Model) -> Backbone:

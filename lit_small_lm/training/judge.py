@@ -70,9 +70,9 @@ class Judge:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; where the window has another length now, from none."""
-        history = state["history"]
+        self.seen, history = state["seen"], state["history"]
         if history is not None and history.shape[1] == self.window:
-            self.seen, self.history = state["seen"], history.clone()
+            self.history = history.clone()
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import sys
@@ -58,8 +59,8 @@ def cut_metrics(file: Path, step: int) -> None:
     """Keep the lines of a metrics.jsonl up to `step`; a line torn by a crash is dropped."""
     if not file.exists():
         return
-    kept = [line for line in file.read_text().splitlines() if _step_of_line(line) <= step]
-    replace(file, "".join(f"{line}\n" for line in kept).encode())
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []  # a pipe might never end
+    replace(file, b"".join(line + b"\n" for line in lines if _step_of_line(line) <= step))
 
 
 def cut_events(folder: Path, step: int) -> None:
@@ -68,7 +69,7 @@ def cut_events(folder: Path, step: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    for file in folder.glob("events.out.tfevents.*"):
+    for file in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
         kept = [raw for raw in RawEventFileLoader(str(file)).Load() if Event.FromString(raw).step <= step]
         new = io.BytesIO()
         writer = RecordWriter(new)
@@ -101,8 +102,9 @@ def write_json(file: Path, value: object) -> None:
     replace(file, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _step_of_line(line: str) -> float:
+def _step_of_line(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        step = None
+    return step if isinstance(step, int) else math.inf

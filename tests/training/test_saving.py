@@ -17,6 +17,7 @@ from lit_small_lm.durable import manifest_of
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.training import run_lock, saving
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints
+from lit_small_lm.training.run_dir import cut_metrics
 from lit_small_lm.training.saving import AtomicCheckpointIO, copied
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -181,6 +182,28 @@ def test_where_nothing_can_be_resumed_nothing_begins(tmp_path, tiny, said):
             )
             assert said()[-1].startswith("error: ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+DEBRIS = [b"\xff\xfe", b'{"step": "x"}', b'{"step": NaN}', b"\0" * 99, b"[" * 100_000, b'{"step": 99}', b'{"step": 7']
+
+
+def test_a_log_is_cut_to_the_step_whatever_stands_behind_it(tmp_path):
+    log, good = tmp_path / "metrics.jsonl", b'{"step": 6}\n'
+    log.write_bytes(good + b"\n".join(DEBRIS))
+    cut_metrics(log, 7)
+    assert log.read_bytes() == good
+    log.unlink()
+    os.mkfifo(log)
+    cut_metrics(log, 7)
+    assert log.read_bytes() == b""
+
+
+def test_a_resume_is_not_stopped_by_what_lies_about(run, said):
+    (run / "config.yaml").write_bytes(b"\xff")
+    (run / "tensorboard" / "events.out.tfevents.9").mkdir()
+    (run / "checkpoints" / "step=00000001.ckpt").mkdir()
+    assert main(["fit", "--run_dir", str(run), "--resume", "--checkpoints.keep", "2"]) == 0
+    assert steps(run)[-1] == 1 and (run / "config-until-step-6.yaml").read_bytes() == b"\xff"
 
 
 def test_a_clock_set_back_changes_nothing(run, lines, monkeypatch):

@@ -117,7 +117,7 @@ class Checkpoints(Callback):
         decays = [c.decay_start(trainer.max_steps) for c in trainer.callbacks if isinstance(c, WSDSchedule)]
         stable = next((file for file in sound if decays and step_of(file) <= min(decays)), None)
         for file in files[files.index(sound[self.keep - 1]) + 1 :]:
-            if file != stable:
+            if file != stable and not file.is_dir():
                 file.unlink(missing_ok=True)
                 manifest_of(file).unlink(missing_ok=True)  # after the file: one without it would be in doubt
 

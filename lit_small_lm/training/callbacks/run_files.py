@@ -1,5 +1,6 @@
 """Gives a run its directory, once every check has passed and every process agrees which one it is."""
 
+import os
 import shutil
 import stat
 import warnings
@@ -61,7 +62,7 @@ class RunFiles(Callback):
                 if not there:
                     self.folder.rmdir()
             if isinstance(error, OSError):
-                raise refusal(Path(error.filename or self.folder), error, 0) from error
+                raise refusal(Path(os.fsdecode(error.filename or self.folder)), error, 0) from error
             raise
 
     def _write(self, trainer: Trainer, pl_module: LanguageModule) -> None:
@@ -73,7 +74,7 @@ class RunFiles(Callback):
         name = "environment.json" if first else f"environment-from-step-{self.start_step}.json"
         write_json(self.folder / name, environment())  # first: it says that the directory is a run's
         config = self.folder / "config.yaml"
-        if config.exists() and config.read_text() != self.config:
+        if config.is_file() and config.read_bytes() != self.config.encode():
             replace(self.folder / f"config-until-step-{self.start_step}.yaml", config.read_bytes())
         replace(config, self.config.encode())
         write_json(self.folder / "tokenizer.json", pl_module.encoder.record())
