@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.digests import SUMS, read_sums, refuse_changed
-from lit_small_lm.errors import RequestError, RunError, shown
+from lit_small_lm.errors import RequestError, RunError, of_a_record, shown
 from lit_small_lm.folder import CONFIG, Header, Weights, folder_at, read_config, read_json, read_weights, within
 from lit_small_lm.nn.moe import MoE
 from lit_small_lm.plugin import Dims
@@ -103,9 +103,11 @@ def content(path: Path) -> dict[str, Any]:
     unlisted = {TOKENIZER_RECORD, *(header.file.name for header in weights.headers.values())} - listed
     if unlisted:
         raise RunError(f"{shown(str(folder / min(unlisted)))} is not in {SUMS}; it did not come with the others")
+    with of_a_record(f"{shown(str(path))}: its record"):
+        config = yaml.safe_dump(record.get("config") or {})
     return {
         "state_dict": Stored(weights),
-        OWN: {**record, "tokenizer": tokenizer, "config": yaml.safe_dump(record.get("config") or {})},
+        OWN: {**record, "tokenizer": tokenizer, "config": config},
         "epoch": 0,
         "global_step": record.get("step"),
         "pytorch-lightning_version": importlib.metadata.version("lightning"),

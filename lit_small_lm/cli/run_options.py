@@ -79,7 +79,8 @@ class Start:
 
     def encoder(self, model: Any) -> dict[str, object] | None:
         """The record of the tokenizer that goes with its weights in a model that goes on from them."""
-        return None if self.record is None else model.tokenizer_of(self.record).record()
+        with of_a_record("checkpoint: its record"):
+            return None if self.record is None else model.tokenizer_of(self.record).record()
 
 
 def take(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -1,5 +1,6 @@
 """A released model: taken wherever a run is, equal to its checkpoint, and refused by name when a byte was changed."""
 
+import functools
 import json
 import re
 import shutil
@@ -127,6 +128,7 @@ def shape(**changes):
         ({"shape": shape(dim=10**400)}, "dim: ", 2),
         ({"shape": shape(dim=-1)}, "dim: -1", 2),
         ({"plugins": 3}, "its record is damaged (TypeError", 1),
+        ({"config": functools.reduce(lambda inner, _: [inner], range(400), "deep")}, "its record is damaged (Rec", 1),
         ({"format": 99}, "format 99", 2),
         ({"plugins": [{"name": "Far", "class_path": "far.Far", "source": "file far.py"}]}, "it needs plug-in Far", 2),
     ],
