@@ -169,7 +169,11 @@ class LanguageModule(LightningModule, abc.ABC):
         return optimizer
 
     def on_train_start(self) -> None:
-        """After a resume the optimizer's state brings its old settings: the config's take effect again."""
+        """Validation waits for the end of a step, and the optimizer's settings are the config's again, where a resume
+        has brought old ones with its state."""
+        parts, interval = self.trainer.accumulate_grad_batches, self.trainer.val_check_batch
+        if isinstance(interval, int):
+            self.trainer.val_check_batch = -(-interval // parts) * parts
         groups = self.trainer.optimizers[0].param_groups
         for group, settings in zip(groups, self._settings, strict=True):
             group.update(settings)
@@ -282,6 +286,8 @@ class LanguageModule(LightningModule, abc.ABC):
     # ---------------------------------------------------------------------------------------------------- checkpoint
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = self.trainer.datamodule
+        if "loops" in checkpoint:
+            count_whole_steps(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
         checkpoint["lit_small_lm"] = make_record(
             backbone=self.backbone,
             shape=self.shape,
@@ -347,6 +353,14 @@ def fitted(state: dict[str, Tensor], before: Specials, now: Specials) -> dict[st
 def counted(query: Query) -> Tensor:
     """(B, T) booleans: the positions of a query that count."""
     return torch.ones_like(query.targets, dtype=torch.bool) if query.weights is None else query.weights > 0
+
+
+def count_whole_steps(fit_loop: dict[str, Any], accumulate: int) -> None:
+    """Take the batches of a step that is not finished out of Lightning's counters; a resume begins it again."""
+    for counters in ("current", "total"):
+        progress = fit_loop["epoch_loop.batch_progress"][counters]
+        begun = progress["ready"] % accumulate
+        progress.update({name: count - begun for name, count in progress.items()})
 
 
 def count_batches_anew(fit_loop: dict[str, Any], before: int, now: int) -> None:

@@ -42,6 +42,9 @@ CASES = {
     "validation and checkpoint on one step, accumulated": (
         ["--trainer.val_check_interval", "6", "--trainer.accumulate_grad_batches", "2"], 7),
     "validation on another step": (["--trainer.val_check_interval", "4"], 11),
+    "validation due within a step": (
+        ["--trainer.val_check_interval", "7", "--trainer.accumulate_grad_batches", "2"], 4),
+    "validation by the clock": (["--trainer.val_check_interval", "01:00:00:00"], 7),
     "several epochs": (["--data.batch_size", "EPOCH"], 7),
     "every dropout, z-loss": (
         ["--model.backbone.embedding_dropout", "0.1", "--model.backbone.layer.mixer.attention_dropout", "0.1",
@@ -72,6 +75,27 @@ MIXED = [
 
 
 ODD = ["--model.backbone.layer.mixer.dropout", "0.1", "--model.backbone.layer.canon_at", "AC"]
+
+
+def test_a_run_that_ends_within_a_step_goes_on_with_the_whole_step(tmp_path, tiny, lines, monkeypatch):
+    argv = ["fit", *tiny, *ODD, "--trainer.accumulate_grad_batches", "2"]
+    assert main([*argv, "--run_dir", str(tmp_path / "whole")]) == 0
+    original = Checkpoints.on_train_batch_end
+
+    def ending(self, trainer, pl_module, outputs, batch, batch_idx):
+        original(self, trainer, pl_module, outputs, batch, batch_idx)
+        trainer.should_stop = (
+            trainer.should_stop or batch_idx == 8
+        )  # as trainer.max_time does: the first half of step 5
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", ending)
+        assert main([*argv, "--run_dir", str(tmp_path / "ended")]) == 0
+    assert checkpoints_in(tmp_path / "ended")[0].name == "step=00000004.ckpt"
+    assert main(["fit", "--run_dir", str(tmp_path / "ended"), "--resume"]) == 0
+    assert lines(tmp_path / "whole").pairs("train/loss") == lines(tmp_path / "ended").pairs("train/loss")
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "ended")
+    assert all((first[key] == second[key]).all() for key in first)
 
 
 @pytest.mark.parametrize("case", CASES)
