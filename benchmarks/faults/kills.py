@@ -1,0 +1,56 @@
+"""Kill storm: kill -9 at random moments, over and over, until the run is done; then it is compared with one in peace."""
+
+import random
+import time
+from pathlib import Path
+
+from job import SIDES, Job, Side, compare
+
+
+def peaceful(make: type[Side], job: Job, folder: Path) -> tuple[Side, float]:
+    """A run that nothing happens to, and the seconds it took."""
+    side, begun = make(job, folder), time.monotonic()
+    child = side.start()
+    child.wait()
+    if child.status:
+        raise RuntimeError(f"the run in peace ended with {child.status}: {side.log.read_text()[-2000:]}")
+    return side, time.monotonic() - begun
+
+
+def stormy(side: Side, rng: random.Random, seconds: float, tries: int) -> tuple[int, list[float], int]:
+    """Kill a run up to `tries` times until it is done; kills, seconds to the first batch of each start, and status."""
+    kills, starts = 0, []
+    while True:
+        before, child = len(side.lines()), side.start()
+        limit = rng.uniform(0, 0.7 * seconds) if kills < tries else 300
+        if not child.wait(limit, until=lambda: len(side.lines()) > before):
+            starts.append(child.wait(0) or time.monotonic() - child.begun)
+        left = limit - (time.monotonic() - child.begun)
+        if child.wait(max(0.0, left)):
+            return kills, starts, child.status
+        child.kill()
+        kills += 1
+
+
+def run(folder: Path, tries: int, sides=SIDES, objectives=("autoregressive", "diffusion")) -> list[dict]:
+    """The storm on each objective and side: `tries` kills each, over as many runs as it takes."""
+    return [storm(make, Job(folder / kind, kind), tries) for kind in objectives for make in sides]
+
+
+def storm(make: type[Side], job: Job, tries: int) -> dict:
+    """`tries` kills, over as many runs as it takes."""
+    rng, done, total = random.Random(1), [], 0
+    whole, seconds = peaceful(make, job, job.folder / f"{make.__name__}_whole")
+    while total < tries:
+        side = make(job, job.folder / f"{make.__name__}_{len(done)}")
+        kills, _, status = stormy(side, rng, seconds, tries - total)
+        total += kills
+        done.append({"kills": kills, "status": status, **compare(side, whole)})
+    total_of = {key: sum(run[key] for run in done) for key in done[0]}
+    return {
+        "fault": f"kill -9 at a random moment, {job.objective}", "side": make.name, "tries": total, "runs": len(done),
+        "lost": total_of["lost"], "doubled": total_of["doubled"], "torn": sum(run["status"] != 0 for run in done),
+        "wrong": total_of["losses_wrong"], "of": total_of["losses"], "tensors_wrong": total_of["tensors_wrong"],
+        "useful_share": round(total_of["losses"] / total_of["batches_run"], 3),
+        "note": f"{100 * total_of['losses'] / total_of['batches_run']:.1f} % of the batches run were useful",
+    }  # fmt: skip
