@@ -80,6 +80,12 @@ def test_in_a_step_that_validation_follows_both_are_finished(argv, send, tmp_pat
     assert [step for step, _ in lines_of("val/loss")] == [6, 12]
 
 
+def test_in_the_last_step_the_run_is_finished(argv, send, tmp_path, capsys):
+    send(signal.SIGTERM, "training_step", step=12)
+    assert main(argv) == 0
+    assert steps(tmp_path) == [12] and "go on with" not in capsys.readouterr().err
+
+
 def test_in_set_up_nothing_is_left_and_nobody_sees_a_traceback(argv, send, tmp_path, capsys):
     send(signal.SIGTERM, "setup", owner=TokenData)
     assert main(argv) == 143

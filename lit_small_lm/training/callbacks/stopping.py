@@ -71,7 +71,7 @@ class Stopping(Callback):
             trainer.strategy.barrier("saved")  # launchers end all as soon as one has ended
         if lost:
             raise RunError(f"{asked.lost_worker or 'a loader worker of another process died'}")
-        if end:
+        if end and trainer.global_step < trainer.max_steps:  # after the last step there is nothing to go on with
             raise Interrupted(end, trainer.global_step, self.checkpoints.run_dir)
 
     def _asked(self, trainer: Trainer) -> list[int]:
