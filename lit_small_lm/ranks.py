@@ -30,13 +30,18 @@ def data_group(trainer: Any) -> Any:
 def process_number() -> int:
     """The number of this process among all, as its launcher (torchrun, Lightning, SLURM) said."""
     if "RANK" in os.environ:
-        return int(os.environ["RANK"])
+        return _number("RANK")
     if "LOCAL_RANK" in os.environ:
-        first_here = int(os.environ.get("NODE_RANK", 0)) == 0
-        return int(os.environ["LOCAL_RANK"]) if first_here else -1
-    return int(os.environ.get("SLURM_PROCID", 0))
+        return _number("LOCAL_RANK") if _number("NODE_RANK") == 0 else -1
+    return _number("SLURM_PROCID")
 
 
 def number_here() -> int:
     """The number of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    return _number("LOCAL_RANK" if "LOCAL_RANK" in os.environ else "SLURM_LOCALID")
+
+
+def _number(variable: str) -> int:
+    """An environment variable; 0 if it is none or no number, which Lightning then refuses."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0

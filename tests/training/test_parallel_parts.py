@@ -245,8 +245,9 @@ def test_a_buffer_is_named(monkeypatch):
         ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 1, 1),
         ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, -1, 0),
         ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, 3, 1),
+        ({"RANK": "x", "LOCAL_RANK": "", "SLURM_PROCID": "3"}, 0, 0),
     ],
-    ids=["alone", "torchrun", "lightning", "second machine", "slurm"],
+    ids=["alone", "torchrun", "lightning", "second machine", "slurm", "no numbers"],
 )
 def test_every_launcher_numbers_its_processes(variables, number, here, monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID"):
