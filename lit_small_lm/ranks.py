@@ -6,6 +6,11 @@ With tensor parallelism several processes share one share of the data.
 import os
 from typing import Any, NamedTuple
 
+from lit_small_lm.errors import RequestError, shown
+
+NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID")
+"""Environment variables in which launchers number processes and machines."""
+
 
 class DataRank(NamedTuple):
     """Share `rank` of `size` shares of every global batch."""
@@ -41,7 +46,15 @@ def number_here() -> int:
     return _number("LOCAL_RANK" if "LOCAL_RANK" in os.environ else "SLURM_LOCALID")
 
 
+def refuse_odd_numbers() -> None:
+    """Raise RequestError for a variable of a launcher that holds no number; Lightning reads them, too."""
+    for variable in NUMBERS:
+        text = os.environ.get(variable, "0")
+        if not text.isdecimal():
+            raise RequestError(f"{variable}: {shown(text)!r} in the environment; allowed: a process's number, or unset")
+
+
 def _number(variable: str) -> int:
-    """An environment variable; 0 if it is none or no number, which Lightning then refuses."""
+    """An environment variable; 0 if it is none, or no number."""
     text = os.environ.get(variable, "")
     return int(text) if text.isdecimal() else 0

@@ -18,7 +18,7 @@ from lit_small_lm.checkpoint import at, checkpoints_in, need_plugins, newest, re
 from lit_small_lm.cli.options import Options, place
 from lit_small_lm.discovery import ModuleName
 from lit_small_lm.errors import RequestError, of_a_record, shown
-from lit_small_lm.ranks import process_number
+from lit_small_lm.ranks import process_number, refuse_odd_numbers
 from lit_small_lm.training import run_lock
 
 TEXT = """options of the run:
@@ -103,7 +103,8 @@ def parser(command: str) -> Options:
 
 
 def start_of(command: str, options: argparse.Namespace) -> Start:
-    """Where a command starts from."""
+    """Where a command starts from; which process this is has to be known before."""
+    refuse_odd_numbers()
     return fit_start(options) if command == "fit" else evaluation_start(options)
 
 

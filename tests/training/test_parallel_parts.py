@@ -10,6 +10,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from lit_small_lm.__main__ import main
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Context, Visibility
+from lit_small_lm.errors import RequestError
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.mlp import MLP, GatedMLP
 from lit_small_lm.nn.moe import MoE
@@ -17,7 +18,7 @@ from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.routers import SigmoidRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import FFN, Linear
-from lit_small_lm.ranks import number_here, process_number
+from lit_small_lm.ranks import number_here, process_number, refuse_odd_numbers
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import drawn_whole, local, part_of, sharded
 from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
@@ -255,6 +256,12 @@ def test_every_launcher_numbers_its_processes(variables, number, here, monkeypat
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert (process_number(), number_here()) == (number, here)
+
+
+def test_a_number_of_a_process_that_is_none_is_named(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "z")
+    with pytest.raises(RequestError, match="SLURM_PROCID: 'z' in the environment; allowed: a process's number"):
+        refuse_odd_numbers()
 
 
 # --------------------------------------------------------------------------------------------- activation checkpointing
