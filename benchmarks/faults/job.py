@@ -99,7 +99,7 @@ class Side:
         return Child(lambda: self.work(*more), self.log)
 
     def lines(self) -> list[list]:
-        """What the witness wrote: number, rank, step, loss, rows of every batch that was run; torn lines dropped."""
+        """What the witness wrote: number, rank, step, loss, rows and leg of every batch that was run."""
         found = []
         for line in self.seen.read_text().splitlines() if self.seen.exists() else []:
             try:
@@ -110,7 +110,7 @@ class Side:
 
     def kept(self) -> dict[tuple[int, int], list]:
         """The lines that count: of every batch and process the last one."""
-        return dict(sorted(((number, rank), rest) for number, rank, *rest in self.lines_that_count()))
+        return dict(sorted(((number, rank), rest) for number, rank, *rest, _ in self.lines_that_count()))
 
     def lines_that_count(self) -> list[list]:
         last = {(line[0], line[1]): line for line in self.lines()}
@@ -138,8 +138,11 @@ class Ours(Side):
     def work(self, *more: str) -> int:
         return main([*self.argv(), *more])
 
+    def checkpoints_unsorted(self) -> list[Path]:
+        return list((self.folder / "checkpoints").glob("step=*.ckpt"))
+
     def checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step=*.ckpt"), reverse=True)
+        return sorted(self.checkpoints_unsorted(), reverse=True)
 
     def newest(self) -> Path:
         return self.checkpoints()[0]
@@ -159,8 +162,11 @@ class Plain(Side):
 
         return plain.train(self.job, self.folder, Witness(str(self.seen), **self.plant))
 
+    def checkpoints_unsorted(self) -> list[Path]:
+        return list(self.folder.glob("*.ckpt"))
+
     def checkpoints(self) -> list[Path]:
-        return sorted(self.folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+        return sorted(self.checkpoints_unsorted(), key=lambda file: file.stat().st_mtime, reverse=True)
 
     def newest(self) -> Path:
         return self.folder / "last.ckpt"

@@ -48,13 +48,13 @@ class PlainModule(LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def train(job: Any, folder: Path, witness: Any, **settings: Any) -> int:
+def train(job: Any, folder: Path, witness: Any, keep: int = 1, **settings: Any) -> int:
     """Train in `folder` from the newest checkpoint there, to the end; returns the exit status."""
     seed_everything(0, verbose=False)
     rows = TensorDataset(*job.rows)
     size = job.batch // job.accumulate // settings.get("devices", 1)
     loader = DataLoader(rows, batch_size=size, shuffle=True, num_workers=job.workers)
-    kept = ModelCheckpoint(folder, every_n_train_steps=job.save_every, save_last=True)
+    kept = ModelCheckpoint(folder, every_n_train_steps=job.save_every, save_last=True, save_top_k=keep)
     average = [EMAWeightAveraging(decay=0.9)] if job.average else []
     often = {"val_check_interval": 40 * job.accumulate, "check_val_every_n_epoch": None, "limit_val_batches": 2}
     trainer = Trainer(
@@ -78,7 +78,7 @@ def script() -> int:
     asked = json.loads(os.environ["PLAIN_JOB"])
     torch.set_num_threads(1)
     job = Job(Path(asked["job"].pop("folder")), **asked["job"])
-    return train(job, Path(asked["folder"]), Witness(**asked["witness"]), **asked["settings"])
+    return train(job, Path(asked["folder"]), Witness(**asked["witness"]), asked.get("keep", 1), **asked["settings"])
 
 
 if __name__ == "__main__":

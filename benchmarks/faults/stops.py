@@ -1,9 +1,11 @@
 """SIGTERM and SIGINT at random moments, to the process and to its whole group; then the run is resumed and compared."""
 
+import os
 import random
 import signal
 from pathlib import Path
 
+import torch
 from job import SIDES, Job, Side, compare
 from kills import peaceful
 
@@ -24,10 +26,12 @@ def storm(
 ) -> dict:
     """`tries` runs stopped once each."""
     rng = random.Random(f"{number.name} {whom}")
-    done = [
-        stopped(make(job, job.folder / f"{make.__name__}_{number.name}_{whom}_{n}"), whole, rng, seconds, number, whom)
-        for n in range(tries)
-    ]
+    done, begun = [], 0
+    while len(done) < tries:
+        side = make(job, job.folder / f"{make.__name__}_{number.name}_{whom}_{begun}")
+        begun += 1
+        one = stopped(side, whole, rng, seconds, number, whom)
+        done += [] if one is None else [one]
     statuses: dict[str, int] = {}
     for one in done:
         statuses[str(one["status"])] = statuses.get(str(one["status"]), 0) + 1
@@ -37,23 +41,20 @@ def storm(
         "side": make.name, "tries": tries, "statuses": statuses,
         **{key: sum(one[key] for one in done) for key in ("lost", "doubled", "torn")},
         "wrong": sum(one["losses_wrong"] for one in done), "of": sum(one["losses"] for one in done),
-        "tensors_wrong": sum(one["tensors_wrong"] for one in done), "steps_unsaved": sum(one["unsaved"] for one in done),
+        "tensors_wrong": sum(one["tensors_wrong"] for one in done),
         "note": f"exit status {shown}; {sum(one['unsaved'] for one in done)} finished steps not saved",
     }  # fmt: skip
 
 
-def stopped(side: Side, whole: Side, rng: random.Random, seconds: float, number: int, whom: str) -> dict:
-    """One run, stopped after its first step, and resumed to its end."""
+def stopped(side: Side, whole: Side, rng: random.Random, seconds: float, number: int, whom: str) -> dict | None:
+    """One run, stopped after its first step, and resumed to its end; None if it was done before the signal."""
     child = side.start()
     child.wait(until=lambda: len(side.lines()) >= 2)
     child.wait(rng.uniform(0, 0.5 * seconds))
-    if not child.ended():
-        if whom == "group":
-            import os
-
-            os.killpg(child.pid, number)
-        else:
-            child.kill(number)
+    if child.ended() or len(side.kept()) >= len(whole.kept()) - 4:
+        child.sweep()
+        return None
+    os.killpg(child.pid, number) if whom == "group" else child.kill(number)
     child.wait(60)
     child.kill() if not child.ended() else child.sweep()
     status = child.status
@@ -68,6 +69,4 @@ def stopped(side: Side, whole: Side, rng: random.Random, seconds: float, number:
 
 def step_of(file: Path) -> int:
     """The step a checkpoint holds."""
-    import torch
-
     return torch.load(file, weights_only=True, map_location="cpu")["global_step"]

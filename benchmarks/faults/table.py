@@ -41,7 +41,8 @@ def table(lines: list[dict]) -> str:
             figures = [cell(line, column) for column in COLUMNS]
             rows.append(f"| {' | '.join([fault, line['side'], *figures, line.get('note', '')])} |")
     places = dict.fromkeys(
-        f"{line['machine']}, Python {line['python']}, torch {line['torch']}, lightning {line['lightning']}, {line['date']}"
+        f"{line['machine']}, Python {line['python']}, torch {line['torch']}, "
+        f"lightning {line['lightning']}, {line['date']}"
         for line in lines
     )
     commands = dict.fromkeys(line["command"] for line in lines)

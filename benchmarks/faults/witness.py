@@ -53,6 +53,7 @@ class Witness(Callback):
         self._poisoned = False
         number = trainer.fit_loop.total_batch_idx
         line = [number, trainer.global_rank, trainer.global_step, outputs["loss"].item(), rows_of(batch)]
+        line.append(os.environ.get("FAULTS_LEG", "0"))
         handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(handle, (json.dumps(line) + "\n").encode())
         os.close(handle)
