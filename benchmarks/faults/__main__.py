@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STORMS = {
     "kills": (3, 100), "saves": (4, 100), "damage": (5, 100), "stops": (1, 5), "nonfinite": (1, 1), "ranks": (1, 1),
+    "processes": (1, 1), "disk": (1, 1),
 }  # fmt: skip
 """Tries of each, in the quick form and in the long one."""
 
@@ -60,11 +61,10 @@ def main() -> None:
         for name in asked.storms or STORMS:
             tries = asked.tries or STORMS[name][asked.long]
             sides = SIDES[:1] if asked.ours else SIDES
-            found = importlib.import_module(name).run(Path(folder) / name, tries, sides)
-            for line in found:
+            for line in importlib.import_module(name).run(Path(folder) / name, tries, sides):
                 print(json.dumps({"benchmark": "faults", "storm": name, **line}), flush=True)
-            if asked.record:
-                importlib.import_module("table").record([{"storm": name, **line, **machine()} for line in found])
+                if asked.record:
+                    importlib.import_module("table").record([{"storm": name, **line, **machine()}])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from job import SIDES, Job, Side, compare
@@ -28,9 +29,11 @@ def stormy(side: Side, rng: random.Random, seconds: float, tries: int) -> tuple[
         kills += 1
 
 
-def run(folder: Path, tries: int, sides=SIDES, objectives=("autoregressive", "diffusion")) -> list[dict]:
-    """The storm on each objective and side: `tries` kills each, over as many runs as it takes."""
-    return [storm(make, Job(folder / kind, kind), tries) for kind in objectives for make in sides]
+def run(folder: Path, tries: int, sides=SIDES, objectives=("autoregressive", "diffusion")) -> Iterator[dict]:
+    """The storm on each objective and side: `tries` kills each."""
+    for kind in objectives:
+        for make in sides:
+            yield storm(make, Job(folder / kind, kind), tries)
 
 
 def storm(make: type[Side], job: Job, tries: int) -> dict:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from job import SIDES, Job, Ours, Side
@@ -17,10 +18,12 @@ from job import SIDES, Job, Ours, Side
 GIVEN_UP, TIMEOUT, STEP = 60, 10, 8
 
 
-def run(folder: Path, tries: int, sides=SIDES) -> list[dict]:
+def run(folder: Path, tries: int, sides=SIDES) -> Iterator[dict]:
     """Each fault in the second process, `tries` times on each side."""
     job = Job(folder, steps=100_000, workers=0, average=False, dropout=0.0, accumulate=1)
-    return [storm(make, job, fault, tries) for fault in ("raise", "kill", "stop") for make in sides]
+    for fault in ("raise", "kill", "stop"):
+        for make in sides:
+            yield storm(make, job, fault, tries)
 
 
 def storm(make: type[Side], job: Job, fault: str, tries: int) -> dict:

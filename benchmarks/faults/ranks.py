@@ -7,6 +7,7 @@ of processes. Plain Lightning changes its number of processes under DDP.
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from job import SIDES, Job, Ours, Side
@@ -17,15 +18,14 @@ LEGS = (26, 52)
 """Steps after which the first and the second leg are killed."""
 
 
-def run(folder: Path, tries: int, sides=SIDES) -> list[dict]:
+def run(folder: Path, tries: int, sides=SIDES) -> Iterator[dict]:
     """`tries` changes there and back under each strategy."""
     job = Job(folder, steps=76, workers=0, average=False, dropout=0.0, accumulate=1)
-    found = []
     for make in sides:
         whole, _ = peaceful(make, job, folder / f"{make.__name__}_whole")
         strategies = ("ddp", "FSDP2") if make is Ours else ("ddp",)
-        found += [storm(make, job, whole, strategy, tries) for strategy in strategies]
-    return found
+        for strategy in strategies:
+            yield storm(make, job, whole, strategy, tries)
 
 
 def storm(make: type[Side], job: Job, whole: Side, strategy: str, tries: int) -> dict:

@@ -8,7 +8,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from lit_small_lm.checkpoint import read
 MEMORY = Path("/dev/shm")
 
 
-def run(folder: Path, tries: int, sides=SIDES) -> list[dict]:
+def run(folder: Path, tries: int, sides=SIDES) -> Iterator[dict]:
     """`tries` kills on each side."""
     job = Job(folder, steps=100_000, workers=0, average=False, dim=288, n_layers=4, save_every=1, accumulate=1)
-    return [storm(make(job, folder / make.__name__), tries) for make in sides]
+    for make in sides:
+        yield storm(make(job, folder / make.__name__), tries)
 
 
 def storm(side: Side, tries: int) -> dict:

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,15 +11,14 @@ from job import SIDES, Job, Side, compare
 from kills import peaceful
 
 
-def run(folder: Path, tries: int, sides=SIDES) -> list[dict]:
+def run(folder: Path, tries: int, sides=SIDES) -> Iterator[dict]:
     """Each signal to the process alone and to the group, `tries` times each."""
-    job, found = Job(folder, steps=76), []
+    job = Job(folder, steps=76)
     for make in sides:
         whole, seconds = peaceful(make, job, folder / f"{make.__name__}_whole")
         for number in (signal.SIGTERM, signal.SIGINT):
             for whom in ("process", "group"):
-                found.append(storm(make, job, whole, seconds, number, whom, tries))
-    return found
+                yield storm(make, job, whole, seconds, number, whom, tries)
 
 
 def storm(
