@@ -71,7 +71,7 @@ def by_step(side: Side) -> tuple[dict[int, list[int]], dict[int, float]]:
     for _, rank, step, loss, rows, started in side.lines():
         if legs[step] == started:
             last.setdefault(step, {})[rank] = [loss, rows]
-    rows = {step: [row for _, part in held.values() for row in part] for step, held in last.items()}
+    rows = {step: [row for _, (_, part) in sorted(held.items()) for row in part] for step, held in last.items()}
     losses = {step: sum(loss for loss, _ in held.values()) / len(held) for step, held in last.items()}
     return rows, losses
 
