@@ -1,5 +1,5 @@
-# make demo | test | fuzz | bench | docs | lint | format | clean | distclean. Each sets up what it needs, once; PYTHON picks the
-# interpreter (make test PYTHON=python3.12), ARGS is passed on (make test ARGS="-k norms -x").
+# make demo | test | fuzz | bench | faults | docs | lint | format | clean | distclean. Each sets up what it needs, once; PYTHON
+# picks the interpreter (make test PYTHON=python3.12), ARGS is passed on (make test ARGS="-k norms -x").
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed-$(PACKAGES)
 INSTALLED_DEV := $(VENV)/.installed-dev-$(PACKAGES)
 INSTALL := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test fuzz bench docs lint format clean distclean
+.PHONY: help demo test fuzz bench faults docs lint format clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +36,11 @@ fuzz: $(INSTALLED_DEV)
 # All but the study of depth, which takes hours.
 bench: $(INSTALLED_DEV)
 	@for file in $(filter-out benchmarks/depth.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$file" $(ARGS) || exit 1; done
+
+# Kills, signals, damage, NaN, full disks: this command line and plain Lightning at the same job; ARGS=--long for what
+# docs/reliability.md shows.
+faults: $(INSTALLED_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults $(ARGS)
 
 docs: $(INSTALLED_DEV)
 	$(BIN)/python -m mkdocs build
