@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from lit_small_lm.errors import RequestError, shown
 
-NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID")
-"""Environment variables in which launchers number processes and machines."""
+NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "WORLD_SIZE")
+"""Environment variables in which launchers number and count processes and machines."""
 
 
 class DataRank(NamedTuple):
@@ -51,7 +51,7 @@ def refuse_odd_numbers() -> None:
     for variable in NUMBERS:
         text = os.environ.get(variable, "0")
         if not text.isdecimal():
-            raise RequestError(f"{variable}: {shown(text)!r} in the environment; allowed: a process's number, or unset")
+            raise RequestError(f"{variable}: {shown(text)!r} in the environment; allowed: a number, or unset")
 
 
 def _number(variable: str) -> int:

@@ -67,8 +67,8 @@ def test_a_payload_does_not_run(tmp_path, monkeypatch, forced):
     if forced:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     mark, file = tmp_path / "it_ran", tmp_path / "evil.ckpt"
-    for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
-        write({"state_dict": Payload(str(mark))}, file)
+    for dump in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+        dump({"state_dict": Payload(str(mark))}, file)
         with pytest.raises(RunError, match="refused"):
             read(file)
         assert not mark.exists()

@@ -15,6 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from lit_small_lm.checkpoint import read, write
+from lit_small_lm.errors import RequestError, RunError
 
 Saving = Literal["background", "blocking"]
 
@@ -80,8 +81,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content of a file, on the CPU, after its digest was checked. Raises as `checkpoint.read` does."""
-        return read(Path(path))
+        """The content of a file, on the CPU, after its digest was checked.
+
+        Raises:
+            RunError: it is damaged, or gone: it was there when the request was checked.
+        """
+        try:
+            return read(Path(path))
+        except RequestError as error:
+            raise RunError(str(error)) from error
 
 
 def copied(value: Any, seen: dict[tuple, Tensor] | None = None) -> Any:

@@ -260,7 +260,7 @@ def test_every_launcher_numbers_its_processes(variables, number, here, monkeypat
 
 def test_a_number_of_a_process_that_is_none_is_named(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "z")
-    with pytest.raises(RequestError, match="SLURM_PROCID: 'z' in the environment; allowed: a process's number"):
+    with pytest.raises(RequestError, match="SLURM_PROCID: 'z' in the environment; allowed: a number"):
         refuse_odd_numbers()
 
 

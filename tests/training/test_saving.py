@@ -120,6 +120,11 @@ def test_one_file_is_written_at_a_time_and_an_error_is_raised_at_the_next_look(t
     io.teardown()  # it was said once
 
 
+def test_a_checkpoint_that_is_gone_by_now_is_no_wrong_request(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "step=00000001.ckpt")
+
+
 def test_without_memory_for_a_copy_training_waits(tmp_path, monkeypatch):
     def none(state):
         raise MemoryError("can't allocate memory")

@@ -126,7 +126,7 @@ class Guard(Callback):
             self._first = f"step {seen.step}: train/loss {seen.loss:.4g}, train/grad_norm {seen.norm:.4g}"
             self._first += f" on {named(rows, trainer)}"
         if tally.in_a_row >= (1 if self.non_finite == "stop" else self.patience):
-            more = f", and {tally.in_a_row - 1} steps more" if tally.in_a_row > 1 else ""
+            more = f", and in {tally.in_a_row - 1} after it" if tally.in_a_row > 1 else ""
             raise Diverged(
                 f"{self._first}{more}: training diverged; no checkpoint holds it; lower optim.lr, lengthen "
                 "schedule.warmup, or guard.non_finite skip",
@@ -139,7 +139,7 @@ class Guard(Callback):
         for which, count in left_out.items():
             if count and trainer.is_global_zero:
                 warnings.warn(
-                    f"guard: {count} steps {which} were left out", stacklevel=1
+                    f"guard: steps left out, {which}: {count}", stacklevel=1
                 )  # the caller is Lightning, which is silenced
 
     # ----------------------------------------------------------------------------------------------------- checkpoint
