@@ -70,7 +70,9 @@ def files_of(path: str | None) -> Iterator[tuple[str, Path]]:
         yield root.name, root
         return
     if not root.is_dir():
-        raise RequestError(f"data.source.path: {shown(str(path))} does not exist (looked for {shown(str(root.absolute()))})")
+        raise RequestError(
+            f"data.source.path: {shown(str(path))} does not exist (looked for {shown(str(root.absolute()))})"
+        )
     suffixes, left_out = (SUFFIXES, frozenset()) if path else (frozenset({".py"}), LEFT_OUT)
     yield from files_below(root, suffixes, left_out)
 
