@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "faults.jsonl", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+ORDER = ("kills", "diffusion", "saves", "damage", "stops", "nonfinite", "ranks", "processes", "disk")
 COLUMNS = ("tries", "lost", "doubled", "torn", "wrong")
 
 
@@ -36,6 +37,7 @@ def table(lines: list[dict]) -> str:
         "| fault | | tries | lost | doubled | torn | wrong | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    lines = sorted(lines, key=lambda line: ORDER.index(line["storm"]))
     for fault in dict.fromkeys(line["fault"] for line in lines):
         for line in sorted((line for line in lines if line["fault"] == fault), key=lambda line: line["side"]):
             figures = [cell(line, column) for column in COLUMNS]
