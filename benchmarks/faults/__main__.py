@@ -1,6 +1,6 @@
 """Fault storms: our command line and plain Lightning at the same job, with the same faults.
 
-    python benchmarks/faults [STORM ...] [--long] [--tries N] [--ours] [--record]
+    python benchmarks/faults [STORM ...] [--long] [--tries N] [--side ours|plain] [--record]
 
 Prints one JSON line for each fault and side: tries, samples lost and doubled, runs or files torn, results wrong. The
 quick form takes minutes, `--long` is what `docs/reliability.md` shows. `--record` keeps the lines in
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("storms", nargs="*", help=f"of {', '.join(STORMS)}; default: all")
     parser.add_argument("--long", action="store_true", help="as many tries as the page shows")
     parser.add_argument("--tries", type=int, help="instead of either form's")
-    parser.add_argument("--ours", action="store_true", help="without plain Lightning")
+    parser.add_argument("--side", choices=("ours", "plain"), help="one of the two sides alone")
     parser.add_argument("--record", action="store_true", help="keep the lines, and write the table of the page")
     asked = parser.parse_args()
     unknown = set(asked.storms) - set(STORMS)
@@ -60,7 +60,7 @@ def main() -> None:
         torch.set_num_threads(1)
         for name in asked.storms or STORMS:
             tries = asked.tries or STORMS[name][asked.long]
-            sides = SIDES[:1] if asked.ours else SIDES
+            sides = [side for side in SIDES if asked.side in (None, side.__name__.lower())]
             for line in importlib.import_module(name).run(Path(folder) / name, tries, sides):
                 print(json.dumps({"benchmark": "faults", "storm": name, **line}), flush=True)
                 if asked.record:

@@ -13,7 +13,7 @@ FAULTS = Path(__file__).parents[2] / "benchmarks" / "faults"
 
 @pytest.mark.slow
 def test_a_killed_run_loses_and_doubles_nothing(tmp_path):
-    command = [sys.executable, str(FAULTS), "kills", "--tries", "1", "--ours"]
+    command = [sys.executable, str(FAULTS), "kills", "--tries", "1", "--side", "ours"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
