@@ -43,12 +43,14 @@ def storm(make: type[Side], job: Job, tries: int) -> dict:
         side = make(job, job.folder / f"{make.__name__}_{len(done)}")
         kills, status = stormy(side, rng, seconds, tries - total)
         total += kills
-        done.append({"kills": kills, "status": status, **compare(side, whole)})
+        ended = {"unfinished": len(side.kept()) < len(whole.kept()), "refused": status != 0}
+        done.append({**ended, **compare(side, whole)})
     total_of = {key: sum(run[key] for run in done) for key in done[0]}
     return {
         "fault": f"kill -9 at a random moment, {job.objective}", "side": make.name, "tries": total, "runs": len(done),
-        "lost": total_of["lost"], "doubled": total_of["doubled"], "torn": sum(run["status"] != 0 for run in done),
+        "lost": total_of["lost"], "doubled": total_of["doubled"], "torn": total_of["unfinished"],
         "wrong": total_of["losses_wrong"], "of": total_of["losses"], "tensors_wrong": total_of["tensors_wrong"],
         "useful_share": round(total_of["losses"] / total_of["batches_run"], 3),
-        "note": f"{100 * total_of['losses'] / total_of['batches_run']:.1f} % of the batches run were useful",
+        "note": f"{100 * total_of['losses'] / total_of['batches_run']:.1f} % of the batches run were useful; "
+        f"{total_of['refused']} runs were done when they were killed, and refused to go on",
     }  # fmt: skip

@@ -28,7 +28,7 @@ def run(folder: Path, tries: int, sides=SIDES) -> Iterator[dict]:
 
 def storm(side: Side, tries: int) -> dict:
     """Start, wait for a save to begin, kill within the time of two, look at every file; over and over."""
-    rng, torn, hurt, inside, unloadable, taken = random.Random(3), 0, 0, 0, 0, 0
+    rng, broken, hurt, inside, unloadable, taken = random.Random(3), set(), set(), 0, 0, 0
     temporary = side.folder.with_name("temporary")
     if MEMORY.is_dir():
         temporary = MEMORY / f"faults-{os.getpid()}"
@@ -36,22 +36,22 @@ def storm(side: Side, tries: int) -> dict:
     tempfile.tempdir = str(temporary)
     pause = 0.5
     while taken < tries:
-        before = {file.name for file in side.checkpoints()}
+        before = {file.name for file in side.checkpoints() if loads(side, file)}
         child = side.start()
         pause = 0.5 * pause + 0.5 * between_saves(side, child)
         child.wait(rng.uniform(0, 2 * pause))
         child.kill()
         taken += 1
         whole = {file.name for file in side.checkpoints() if loads(side, file)}
-        torn += len(side.checkpoints()) - len(whole)
-        hurt += len({file.name for file in side.checkpoints()} & before - whole - {"last.ckpt"})
-        unloadable += int(bool(side.checkpoints()) and side.newest().name not in whole)
+        broken |= {(file.name, file.stat().st_mtime_ns) for file in side.checkpoints() if file.name not in whole}
+        hurt |= {file.name for file in side.checkpoints()} & before - whole - {"last.ckpt"}
+        unloadable += int(bool(side.checkpoints()) and side.newest().exists() and side.newest().name not in whole)
         inside += half_written(side, temporary)
     temporary.rmdir()
     tempfile.tempdir = None
     size = max(file.stat().st_size for file in side.checkpoints()) / 1e6
     return {
-        "fault": "kill -9 inside saves", "side": side.name, "tries": tries, "torn": torn, "wrong": hurt,
+        "fault": "kill -9 inside saves", "side": side.name, "tries": tries, "torn": len(broken), "wrong": len(hurt),
         "newest_unloadable": unloadable, "inside": inside,
         "note": f"{size:.0f} MB each; {inside} kills left a file half-written beside; {unloadable} times the newest "
         "could not be loaded",
