@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_small_lm.ranks import data_rank
 from lit_small_lm.training.callbacks.guard import Guard, Seen
+from lit_small_lm.training.callbacks.utilisation import Work, work_of
 from lit_small_lm.training.judge import TAKEN
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import Position, RunLogger, log_everywhere
@@ -38,17 +39,20 @@ class _Step:
 class StepMetrics(Callback):
     """Logs train/loss (nats per token), train/lr, train/grad_norm and train/tokens_per_second for every step.
 
-    Beside them train/NAME of every other loss term (per token), of every scalar the network recorded, and of what
-    callbacks note.
+    Beside them train/model_flops_per_second and, on devices whose peak is known, train/model_flops_utilisation (see
+    `utilisation`), and train/NAME of every other loss term (per token), of every scalar the network recorded, and of
+    what callbacks note.
     """
 
     def __init__(self) -> None:
         self._waiting: list[_Step] = []
         self._clock = 0.0
+        self._work = Work(None, None)
         self.latest: dict[str, float] = {}
         """The metrics of the last step that was fetched."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LanguageModule) -> None:
+        self._work = work_of(trainer, pl_module)
         self._waiting, self._clock = [], time.perf_counter()
         self._move(trainer, Position(trainer.global_step, pl_module.tokens_seen, pl_module.seconds))
 
@@ -102,6 +106,7 @@ class StepMetrics(Callback):
                 "train/lr": step.lr,
                 "train/grad_norm": norm,
                 "train/tokens_per_second": round(step.tokens_per_second, 1),
+                **self._work.figures(step.tokens_per_second),
             }
             seen = Seen(step.position.step, self.latest["train/loss"], norm, int(verdict))
             guards = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
