@@ -21,7 +21,7 @@ from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.batch import Specials
 from lit_small_lm.context import Context
 from lit_small_lm.discovery import describe, discover
-from lit_small_lm.durable import DamagedError, manifest_of, save, verify
+from lit_small_lm.durable import SUFFIX, DamagedError, manifest_of, save, verify
 from lit_small_lm.errors import RequestError, RunError, of_a_record, shown, shown_path
 from lit_small_lm.generation import Asked, pieces
 from lit_small_lm.plugin import Dims, Encoder, Frame, Objective, Sampler, Shape, Spec, Tokenizer
@@ -242,6 +242,7 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
     if not files:
         place = shown_path(run_dir)
         raise RequestError(f"{place}: no checkpoint in it (checkpoints/{checkpoint_name(0)} and so on)")
+    files = sorted([*files, *_only_listed(run_dir, files)], key=step_of, reverse=True)
     bare = [file for file in files if file.is_file() and not os.path.lexists(manifest_of(file.resolve()))]
     for file in sorted(files, key=bare.__contains__):
         try:
@@ -257,10 +258,17 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]]:
     raise RunError("\n".join(reasons))
 
 
+def _only_listed(run_dir: Path, files: Sequence[Path]) -> list[Path]:
+    """Checkpoints of which the manifest alone is there: taken away, or begun when the run was killed."""
+    listed = [file.with_suffix("") for file in (run_dir / "checkpoints").glob(f"step=*.ckpt{SUFFIX}")]
+    return [file for file in listed if file not in files and step_of(file) is not None]
+
+
 def _whole(file: Path) -> dict[str, Any]:
     """The content of a checkpoint file. Raises DamagedError also where something else stands in its place."""
     if not file.is_file():
-        found = "a link to nothing" if file.is_symlink() else "no file"
+        there = "no file" if os.path.lexists(file) else "not there, only its manifest"
+        found = "a link to nothing" if file.is_symlink() else there
         raise DamagedError(f"checkpoint: {shown_path(file)} is {found}")
     content = read(file)
     try:

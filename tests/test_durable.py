@@ -158,6 +158,7 @@ FAULTS = {
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("gone")), "is a link to nothing"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no file"),
     "a pipe for a manifest": (lambda path: (manifest_of(path).unlink(), os.mkfifo(manifest_of(path))), "is damaged"),
+    "the file gone": (lambda path: path.unlink(), "is not there, only its manifest"),
     "an empty manifest": (lambda path: os.truncate(manifest_of(path), 0), "is damaged"),
     "the manifest of another": (
         lambda path: os.replace(manifest_of(path.with_name(checkpoint_name(5))), manifest_of(path)), "is damaged"),
@@ -199,7 +200,8 @@ def test_checkpoints_of_an_earlier_version_are_used_with_a_word(run):
 def test_the_step_counts_and_neither_time_nor_prefix(run):
     for name in ("last_known_good.ckpt", "step=99.ckpt.bak", "step=00000099.ckpt.sha256"):
         (run / "checkpoints" / name).write_bytes(b"newer")
-    assert newest(run)[0] == file_of(run, 15)
+    with pytest.warns(UserWarning, match="step=00000099.ckpt is not there"):
+        assert newest(run)[0] == file_of(run, 15)
 
 
 def test_a_weight_that_is_not_finite_is_neither_written_nor_read(run, monkeypatch):
