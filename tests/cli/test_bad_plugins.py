@@ -10,6 +10,7 @@ import torch
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, read
 from lit_small_lm.discovery import PluginWarning
+from lit_small_lm.durable import manifest_of
 from lit_small_lm.errors import RunError, place_of
 
 HEAD = """
@@ -165,6 +166,7 @@ def test_a_run_resumes_exactly_whatever_a_plugin_does_to_the_generators(fit, wri
     shutil.copytree("run", "killed")
     (newest,) = [path for path in checkpoints_in(Path("killed")) if "4" in path.name]
     newest.unlink()
+    manifest_of(newest).unlink()
     assert main(["fit", "--run_dir", "killed", "--resume", *good["argv"][:2]]) == 0
     whole, resumed = (read(checkpoints_in(Path(run))[0])["state_dict"] for run in ("run", "killed"))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)

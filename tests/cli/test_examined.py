@@ -13,7 +13,7 @@ import torch
 
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, read
-from lit_small_lm.durable import save
+from lit_small_lm.durable import manifest_of, save
 
 COMMANDS = {
     "analyze": ["analyze", "run", "--rows", "8", "--out", "out"],
@@ -33,6 +33,7 @@ def changed(two_layers, work_on):
         save(last, lambda stream: torch.save(content, stream))
         for file in others:
             file.unlink()
+            manifest_of(file).unlink()
 
     return make
 

@@ -163,7 +163,8 @@ def test_mask_rates_are_looked_for_and_go_with_the_checkpoint(tiny, tmp_path, li
     assert type(found).__name__ == "ClippedNoise" and found.high - found.low >= 0.5 - 1e-9
     folder = tmp_path / "whole" / "checkpoints"
     for step in (4, 5, 6):
-        (folder / f"step={step:08d}.ckpt").unlink()
+        for suffix in ("", ".sha256"):
+            (folder / f"step={step:08d}.ckpt{suffix}").unlink()
     before = lines(tmp_path / "whole").pairs("train/loss")
     assert main(["fit", "--run_dir", str(tmp_path / "whole"), "--resume"]) == 0
     assert lines(tmp_path / "whole").pairs("train/loss") == before

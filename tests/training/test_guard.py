@@ -5,6 +5,7 @@ import torch
 
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, read, step_of
+from lit_small_lm.durable import manifest_of
 from lit_small_lm.plugin import Parameter
 from lit_small_lm.training.judge import NOT_FINITE, SPIKE, TAKEN, Judge, hold_back
 from lit_small_lm.training.lit import LanguageModule
@@ -196,7 +197,8 @@ def test_a_rewound_run_is_one_that_never_saw_that_data(reading, tmp_path, tiny, 
         assert rewound.pairs(key) == without.pairs(key) != [], key
     assert [step for step, _ in rewound.pairs("train/loss")] == list(range(1, 13))
     assert state(tmp_path / "rewound", 12)["TokenData"] == {"left_out": ((24, 8),)}
-    for file in checkpoints_in(tmp_path / "rewound")[:1]:
+    newest = checkpoints_in(tmp_path / "rewound")[0]
+    for file in (newest, manifest_of(newest)):
         file.unlink()
     assert main(["fit", "--run_dir", str(tmp_path / "rewound"), "--resume"]) == 0
     assert lines(tmp_path / "rewound").pairs("train/loss") == without.pairs("train/loss")
