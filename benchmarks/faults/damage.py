@@ -58,16 +58,11 @@ def storm(whole: Side, name: str, harm, tries: int) -> dict:
     note = f"exit status 0: {ok} times"
     if right is None:
         note = f"the one before used {ok} times, the damaged one named {sum(named for _, named in done)} times"
-    silent = sum(status == 0 and differ(losses, right) for status, losses in done) if right else 0
+    silent = sum(status == 0 and losses != right for status, losses in done) if right else 0
     return {
         "fault": f"newest checkpoint {name}", "side": whole.name, "tries": tries, "torn": tries - ok, "wrong": silent,
         "note": note,
     }  # fmt: skip
-
-
-def differ(losses: list[float], right: list[float]) -> bool:
-    """Whether a resume trains differently from one with the whole file; both are seeded alike."""
-    return losses != right
 
 
 def copied(whole: Side, name: str) -> Side:

@@ -3,16 +3,12 @@
 Skipped where the system does not let a user mount one.
 """
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from job import SIDES, Job, Ours, Side
-
-from lit_small_lm.checkpoint import read
 
 SCRIPT = """
 mount -t tmpfs -o size=2m none "$1" && mounted="$1" && kept="$2" && shift 2 && "$@"
@@ -35,25 +31,17 @@ def storm(side: Side) -> dict:
     mounted = side.folder.with_name(f"{side.folder.name}_disk")
     mounted.mkdir()
     kept, side.folder = side.folder, mounted / "run"
-    environment = {**os.environ}
-    argv = (
-        [sys.executable, "-m", "lit_small_lm", *side.argv(), "--checkpoints.keep", "0"]
-        if isinstance(side, Ours)
-        else []
-    )
-    if not argv:
-        argv = [sys.executable, str(Path(__file__).with_name("plain.py"))]
-        environment["PLAIN_JOB"] = json.dumps({
-            "job": {"folder": str(side.job.folder), "steps": 400, "workers": 0, "average": False, "accumulate": 1},
-            "folder": str(side.folder), "witness": {"file": str(side.seen)}, "settings": {}, "keep": -1,
-        })  # fmt: skip
+    if isinstance(side, Ours):
+        argv, asked = ["-m", "lit_small_lm", *side.argv(), "--checkpoints.keep", "0"], {}
+    else:
+        argv, asked = [str(Path(__file__).with_name("plain.py"))], side.asked(keep=-1)
     with open(side.log, "w") as log:
         done = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", SCRIPT, "sh", str(mounted), str(kept), *argv],
-            env=environment, stdout=subprocess.DEVNULL, stderr=log, timeout=300,
+            ["unshare", "-rm", "sh", "-c", SCRIPT, "sh", str(mounted), str(kept), sys.executable, *argv],
+            env={**os.environ, **asked}, stdout=subprocess.DEVNULL, stderr=log, timeout=300,
         )  # fmt: skip
     side.folder = kept
-    whole = sum(loads(side, file) for file in side.checkpoints())
+    whole = sum(side.loads(file) for file in side.checkpoints())
     lines = [line for line in side.log.read_text().splitlines() if line.strip()]
     stumps = len(side.checkpoints()) - whole
     return {
@@ -62,12 +50,3 @@ def storm(side: Side) -> dict:
         "note": f"exit status {done.returncode}, {len(lines)} lines on standard error; {whole} checkpoints load, "
         f"{stumps} do not",
     }  # fmt: skip
-
-
-def loads(side: Side, file: Path) -> bool:
-    """Whether a checkpoint is whole."""
-    try:
-        read(file) if isinstance(side, Ours) else torch.load(file, weights_only=True)
-    except Exception:
-        return False
-    return True

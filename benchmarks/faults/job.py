@@ -22,6 +22,7 @@ import torch
 import lit_small_lm as lsl
 import lit_small_lm.cli.lit  # noqa: F401  (imported once, before any child)
 from lit_small_lm.__main__ import main
+from lit_small_lm.checkpoint import read
 from lit_small_lm.data.plan import Wanted
 from lit_small_lm.data.sources import TextFiles
 from lit_small_lm.data.tokenizer import Bytes
@@ -116,6 +117,14 @@ class Side:
         last = {(line[0], line[1]): line for line in self.lines()}
         return list(last.values())
 
+    def loads(self, file: Path) -> bool:
+        """Whether a checkpoint is whole, as this side reads it."""
+        try:
+            self.read(file)
+        except Exception:
+            return False
+        return True
+
     def state(self) -> dict[str, Any]:
         """The newest checkpoint's weights, averages and optimizer state, by path."""
         content = torch.load(self.newest(), weights_only=True, map_location="cpu")
@@ -126,6 +135,7 @@ class Ours(Side):
     """`lit-small-lm fit`, and `--resume` where there is a checkpoint."""
 
     name = "lit_small_lm"
+    read = staticmethod(read)
 
     def argv(self) -> list[str]:
         """The arguments of the next attempt."""
@@ -156,6 +166,17 @@ class Plain(Side):
     """`Trainer.fit(ckpt_path="last")`."""
 
     name = "plain Lightning"
+
+    def read(self, file: Path) -> dict[str, Any]:
+        return torch.load(file, weights_only=True)
+
+    def asked(self, keep: int = 1, **settings: Any) -> dict[str, str]:
+        """What a process of its own finds in its environment; `settings` go to the Trainer."""
+        held = ("objective", "steps", "workers", "dropout", "average", "save_every", "accumulate")
+        job = {"folder": str(self.job.folder), **{name: getattr(self.job, name) for name in held}}
+        witness = {"file": str(self.seen), **self.plant}
+        asked = {"job": job, "folder": str(self.folder), "witness": witness, "keep": keep, "settings": settings}
+        return {"PLAIN_JOB": json.dumps(asked)}
 
     def work(self, *more: str) -> int:
         from witness import Witness  # here alone: to our command line it is a plug-in, of which there is one
@@ -254,21 +275,17 @@ def unequal(state: dict[str, Any], wanted: dict[str, Any]) -> int:
     return len(wanted) - sum(same)
 
 
-def samples(side: Side) -> tuple[int, int]:
-    """Over the whole epochs of a run: rows that an epoch never saw, and rows it saw again."""
-    order = [row for _, _, rows in side.kept().values() for row in rows]
-    starts = range(0, len(order) - side.epoch + 1, side.epoch)
-    epochs = [order[at : at + side.epoch] for at in starts]
-    known = set(order)
-    lost = sum(side.epoch - len(set(epoch)) for epoch in epochs)
-    doubled = sum(len(epoch) - len(set(epoch) & known) for epoch in epochs)
-    return lost, doubled
+def samples(order: list[int], size: int) -> tuple[int, int]:
+    """Over the whole epochs of a run, each of `size` rows: rows that an epoch never saw, and rows it saw again."""
+    epochs = [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
+    lost = sum(size - len(set(epoch)) for epoch in epochs)
+    return lost, sum(len(epoch) - len(set(epoch)) for epoch in epochs)
 
 
 def compare(side: Side, whole: Side) -> dict[str, int]:
     """A run that was hurt against the one that was not."""
     found, wanted = side.kept(), whole.kept()
-    lost, doubled = samples(side)
+    lost, doubled = samples([row for _, _, rows in found.values() for row in rows], side.epoch)
     return {
         "lost": lost,
         "doubled": doubled,

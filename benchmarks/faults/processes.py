@@ -4,7 +4,6 @@ The command is started as a user starts it. A run that is still there after a mi
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -52,13 +51,7 @@ def command(side: Side, devices: int, strategy: str, *more: str, **settings) -> 
     if isinstance(side, Ours):
         argv = [sys.executable, "-m", "lit_small_lm", *side.argv(), *many, *more]
     else:
-        held = ("objective", "steps", "workers", "dropout", "average", "save_every", "accumulate")
-        asked = {name: getattr(side.job, name) for name in held}
-        environment["PLAIN_JOB"] = json.dumps({
-            "job": {"folder": str(side.job.folder), **asked}, "folder": str(side.folder),
-            "witness": {"file": str(side.seen), **side.plant},
-            "settings": {"devices": devices, "strategy": strategy, "limit_val_batches": 0, **settings},
-        })  # fmt: skip
+        environment |= side.asked(devices=devices, strategy=strategy, limit_val_batches=0, **settings)
     with open(side.log, "a") as log:
         return subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from job import SIDES, Job, Ours, Side
+from job import SIDES, Job, Ours, Side, samples
 from kills import peaceful
 from processes import command
 
@@ -39,7 +39,8 @@ def storm(make: type[Side], job: Job, whole: Side, strategy: str, tries: int) ->
         leg(command(side, 1, "auto"), side, job.steps)
         rows, losses = by_step(side)
         _, wanted = by_step(whole)
-        lost, doubled = lost + never(side, rows), doubled + again(side, rows)
+        never, again = samples([row for step in sorted(rows) for row in rows[step]], side.epoch)
+        lost, doubled = lost + never, doubled + again
         gaps = [abs(losses.get(step, float("inf")) - loss) / loss for step, loss in wanted.items()]
         largest, wrong = max(largest, *gaps), wrong + sum(gap > 1e-4 for gap in gaps)
         compared += len(gaps)
@@ -74,19 +75,3 @@ def by_step(side: Side) -> tuple[dict[int, list[int]], dict[int, float]]:
     rows = {step: [row for _, (_, part) in sorted(held.items()) for row in part] for step, held in last.items()}
     losses = {step: sum(loss for loss, _ in held.values()) / len(held) for step, held in last.items()}
     return rows, losses
-
-
-def epochs(side: Side, rows: dict[int, list[int]]) -> list[list[int]]:
-    """The whole epochs of a run, as rows in the order of steps."""
-    order = [row for step in sorted(rows) for row in rows[step]]
-    return [order[at : at + side.epoch] for at in range(0, len(order) - side.epoch + 1, side.epoch)]
-
-
-def never(side: Side, rows: dict[int, list[int]]) -> int:
-    """Rows that an epoch did not see."""
-    return sum(side.epoch - len(set(epoch)) for epoch in epochs(side, rows))
-
-
-def again(side: Side, rows: dict[int, list[int]]) -> int:
-    """Rows that an epoch saw again."""
-    return sum(len(epoch) - len(set(epoch)) for epoch in epochs(side, rows))

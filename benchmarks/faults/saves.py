@@ -11,10 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-from job import SIDES, Child, Job, Ours, Side
-
-from lit_small_lm.checkpoint import read
+from job import SIDES, Child, Job, Side
 
 MEMORY = Path("/dev/shm")
 
@@ -36,13 +33,13 @@ def storm(side: Side, tries: int) -> dict:
     tempfile.tempdir = str(temporary)
     pause = 0.5
     while taken < tries:
-        before = {file.name for file in side.checkpoints() if loads(side, file)}
+        before = {file.name for file in side.checkpoints() if side.loads(file)}
         child = side.start()
         pause = 0.5 * pause + 0.5 * between_saves(side, child)
         child.wait(rng.uniform(0, 2 * pause))
         child.kill()
         taken += 1
-        whole = {file.name for file in side.checkpoints() if loads(side, file)}
+        whole = {file.name for file in side.checkpoints() if side.loads(file)}
         broken |= {(file.name, file.stat().st_mtime_ns) for file in side.checkpoints() if file.name not in whole}
         hurt |= {file.name for file in side.checkpoints()} & before - whole - {"last.ckpt"}
         unloadable += int(bool(side.checkpoints()) and side.newest().exists() and side.newest().name not in whole)
@@ -83,15 +80,6 @@ def newest_time(side: Side) -> int:
         except FileNotFoundError:
             continue
     return max(times, default=0)
-
-
-def loads(side: Side, file: Path) -> bool:
-    """Whether a checkpoint is whole."""
-    try:
-        read(file) if isinstance(side, Ours) else torch.load(file, weights_only=True)
-    except Exception:
-        return False
-    return True
 
 
 def half_written(side: Side, temporary: Path) -> int:
