@@ -37,9 +37,9 @@ def replace_file(file: Path, text: str) -> None:
     os.replace(new.name, file)
 
 
-def stamp(file: Path) -> Stamp:
-    """What changes when a file does."""
-    found = file.stat()
+def stamp(file: Path | int) -> Stamp:
+    """What changes when a file does; it may be given open."""
+    found = os.stat(file)
     return found.st_size, found.st_mtime_ns
 
 

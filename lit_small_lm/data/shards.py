@@ -1,7 +1,8 @@
 """Shards: a stream of tokens in files of a stated size, each written once and described by a record written last.
 
 Tokens are read with positioned reads, not through a memory map: they are as fast, and a file that was cut short
-meanwhile is an error that names it instead of a bus error.
+meanwhile is an error that names it instead of a bus error. A file that changes while a run reads it is held against
+its digest again before its next token is used.
 """
 
 import bisect
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_small_lm.data.cache import digests_of, replace_file, sha256_of, stamp
+from lit_small_lm.data.cache import Stamp, digests_of, replace_file, sha256_of, stamp
 from lit_small_lm.data.duplicates import SKETCH
 from lit_small_lm.data.encoding import Encoded, ReadTo
 from lit_small_lm.data.given import NOTHING_GIVEN
@@ -31,6 +32,13 @@ class TokenFile(NamedTuple):
     path: Path
     length: int
     dtype: str
+    recorded: Mapping[str, Any] | None = None
+    """Size, time of change and digest when it was written, if they are known."""
+
+    def check(self) -> None:
+        """Raises RunError if it is missing, or is not what was written."""
+        if self.recorded is not None:
+            _check_file(self.path, self.recorded, f"token store {shown(str(self.path.parent))}", every=False)
 
 
 class SplitTokens:
@@ -48,7 +56,7 @@ class SplitTokens:
         self.pieces = [piece for piece in pieces if _length(piece)]
         self.starts, self.given = np.asarray(starts, dtype=np.int64), given
         self._ends = np.cumsum([_length(piece) for piece in self.pieces]).tolist()
-        self._open: dict[int, int] = {}
+        self._open: dict[int, tuple[int, Stamp]] = {}
 
     @property
     def length(self) -> int:
@@ -60,7 +68,7 @@ class SplitTokens:
         return len(self.starts)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids in [start, stop), a copy. Raises RunError if a file has become shorter."""
+        """Ids in [start, stop), a copy. Raises RunError if a file is not what was written."""
         index = bisect.bisect_right(self._ends, start)
         found = []
         while start < stop:
@@ -74,19 +82,29 @@ class SplitTokens:
         piece = self.pieces[index]
         if isinstance(piece, np.ndarray):
             return piece[start:stop].copy()
-        if index not in self._open:
-            self._open[index] = os.open(piece.path, os.O_RDONLY)
         dtype = np.dtype(piece.dtype)
         found = np.empty(stop - start, dtype)
-        if os.preadv(self._open[index], [found], start * dtype.itemsize) != found.nbytes:
+        if os.preadv(self._handle(index), [found], start * dtype.itemsize) != found.nbytes:
             raise RunError(f"token store: {piece.path} has become shorter than its {piece.length:,} tokens")
         return found
+
+    def _handle(self, index: int) -> int:
+        """A file, open for reading; checked when it is opened, and again where it has changed since."""
+        if index in self._open:
+            handle, before = self._open[index]
+            if stamp(handle) == before:
+                return handle
+            os.close(self._open.pop(index)[0])
+        self.pieces[index].check()
+        handle = os.open(self.pieces[index].path, os.O_RDONLY)
+        self._open[index] = handle, stamp(handle)
+        return handle
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # another process opens files of its own
 
     def __del__(self) -> None:
-        for handle in self._open.values():
+        for handle, _ in self._open.values():
             os.close(handle)
 
 
@@ -209,7 +227,8 @@ def read_shard(
     """The tokens of a split in a shard, where its documents begin, and what of them is given."""
     number, length = shard["number"], shard["splits"][split]["tokens"]
     starts, given = (np.load(folder / name_of(number, split, f"{what}.npy")) for what in ARRAYS[:2])
-    return TokenFile(folder / name_of(number, split, "tokens"), length, dtype), starts, given
+    name = name_of(number, split, "tokens")
+    return TokenFile(folder / name, length, dtype, shard["files"][name]), starts, given
 
 
 def check_shard(folder: Path, shard: Mapping[str, Any], split: Split | None = None, *, every: bool = False) -> int:

@@ -293,8 +293,24 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_named(made):
     found = made.split("train")
     found.read(0, 100)
     (made.folder / "00000.train.tokens").write_bytes(b"1234")
-    with pytest.raises(RunError, match="00000.train.tokens has become shorter"):
+    with pytest.raises(RunError, match="00000.train.tokens has 4 bytes, expected"):
         found.read(500, 600)
+
+
+def test_a_file_that_changes_while_it_is_read_is_held_against_its_digest(made):
+    """What is the same, or lies beside, or is away but open, is read on."""
+    file, found = made.folder / "00000.train.tokens", made.split("train")
+    whole, expected = file.read_bytes(), found.read(0, 600).tolist()
+    os.utime(file)
+    assert found.read(0, 600).tolist() == expected
+    flip(file, 1000)
+    for _ in range(2):
+        with pytest.raises(RunError, match=f"{file.name} is damaged: SHA-256"):
+            found.read(0, 100)
+    file.write_bytes(whole)
+    assert found.read(0, 600).tolist() == expected
+    file.unlink()
+    assert found.read(0, 600).tolist() == expected
 
 
 @pytest.mark.parametrize(
