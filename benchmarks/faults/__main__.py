@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STORMS = {
-    "kills": (2, 100), "diffusion": (2, 40), "saves": (4, 100), "damage": (3, 100), "stops": (1, 5),
+    "kills": (2, 100), "diffusion": (2, 100), "saves": (4, 100), "damage": (3, 100), "stops": (1, 20),
     "nonfinite": (1, 1), "ranks": (1, 1), "processes": (1, 1), "disk": (1, 1),
 }  # fmt: skip
 """Tries of each, in the quick form and in the long one."""

@@ -125,6 +125,13 @@ class Side:
             return False
         return True
 
+    def finished(self) -> bool:
+        """Whether the state after the last step is kept: there is nothing left to go on with."""
+        kept = self.checkpoints()
+        if not kept or not self.loads(self.newest()):
+            return False
+        return self.read(self.newest())["global_step"] >= self.job.steps
+
     def state(self) -> dict[str, Any]:
         """The newest checkpoint's weights, averages and optimizer state, by path."""
         content = torch.load(self.newest(), weights_only=True, map_location="cpu")

@@ -19,13 +19,15 @@ def peaceful(make: type[Side], job: Job, folder: Path) -> tuple[Side, float]:
 
 
 def stormy(side: Side, rng: random.Random, seconds: float, tries: int) -> tuple[int, int]:
-    """Kill a run up to `tries` times until it is done; kills and exit status."""
+    """Kill a run up to `tries` times until it is done; kills and exit status. Once all is saved, none counts."""
     kills = 0
     while True:
         child = side.start()
         if child.wait(rng.uniform(0, 0.7 * seconds) if kills < tries else 300):
             return kills, child.status
         child.kill()
+        if side.finished():
+            return kills, 0
         kills += 1
 
 
@@ -43,14 +45,13 @@ def storm(make: type[Side], job: Job, tries: int) -> dict:
         side = make(job, job.folder / f"{make.__name__}_{len(done)}")
         kills, status = stormy(side, rng, seconds, tries - total)
         total += kills
-        ended = {"unfinished": len(side.kept()) < len(whole.kept()), "refused": status != 0}
-        done.append({**ended, **compare(side, whole)})
+        torn = int(status != 0 or len(side.kept()) < len(whole.kept()))
+        done.append({"torn": torn, **compare(side, whole)})
     total_of = {key: sum(run[key] for run in done) for key in done[0]}
     return {
         "fault": f"kill -9 at a random moment, {job.objective}", "side": make.name, "tries": total, "runs": len(done),
-        "lost": total_of["lost"], "doubled": total_of["doubled"], "torn": total_of["unfinished"],
+        "lost": total_of["lost"], "doubled": total_of["doubled"], "torn": total_of["torn"],
         "wrong": total_of["losses_wrong"], "of": total_of["losses"], "tensors_wrong": total_of["tensors_wrong"],
         "useful_share": round(total_of["losses"] / total_of["batches_run"], 3),
-        "note": f"{100 * total_of['losses'] / total_of['batches_run']:.1f} % of the batches run were useful; "
-        f"{total_of['refused']} runs were done when they were killed, and refused to go on",
+        "note": f"{100 * total_of['losses'] / total_of['batches_run']:.1f} % of the batches run were useful",
     }  # fmt: skip
