@@ -1,0 +1,153 @@
+"""One way of training a shape, in a process of its own: `python measuring/peer.py NAME CASE BATCHES`.
+
+    loop           transformers' Llama in a plain PyTorch loop; loop_compiled
+    module         this package's network and objective in such a loop; module_compiled
+    loop_masked    transformers' Llama seeing both ways: head and loss at every position, times the mask
+    masked         this package's masked diffusion; masked_compiled; block: its block diffusion, in blocks of 16
+    matmul         nothing but products of square matrices
+
+`fit` is no peer of this file: it is the command line itself, see `clock`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_small_lm.backbone import Backbone, BackboneSpec
+from lit_small_lm.batch import Batch
+from lit_small_lm.objectives.block_diffusion import BlockDiffusion
+from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
+from lit_small_lm.objectives.next_token import NextToken
+from lit_small_lm.plugin import Objective
+from lit_small_lm.shapes import FixedShape
+from lit_small_lm.training.optim import AdamW
+from lit_small_lm.training.score import weighted_sum
+from measuring.cases import CASES, Case
+from measuring.clock import stated
+from measuring.turns import Turns
+
+OBJECTIVES: dict[str, Objective] = {
+    "module": NextToken(), "masked": MaskedDiffusion(), "block": BlockDiffusion(block_size=16),
+}  # fmt: skip
+RATE, CLIP = 1e-3, 1.0
+SIZE = 2048
+"""Of the matrices that are multiplied."""
+Loss = Callable[[Batch, int], Tensor]
+"""Of a batch at a step."""
+
+
+def theirs(case: Case) -> nn.Module:
+    """transformers' Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=case.vocab_size, hidden_size=case.dim, num_hidden_layers=case.n_layers,
+            num_attention_heads=case.n_heads, num_key_value_heads=case.n_kv_heads, intermediate_size=case.hidden,
+            tie_word_embeddings=True, attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+
+
+def next_token(net: nn.Module) -> Loss:
+    """The loss of transformers' own model."""
+
+    def loss(batch: Batch, step: int) -> Tensor:
+        row = batch.tokens[:, :-1]
+        return net(input_ids=row, labels=row, shift_labels=batch.tokens[:, 1:].contiguous(), use_cache=False).loss
+
+    return loss
+
+
+def restored(net: nn.Module) -> Loss:
+    """Masked diffusion as a plain loop writes it: logits and cross entropy at every position."""
+
+    def loss(batch: Batch, step: int) -> Tensor:
+        row = batch.tokens[:, 1:]
+        chance = torch.rand(len(row), 1)  # (B, 1), uniform
+        hidden = torch.rand(row.shape) < chance  # (B, T)
+        every = torch.zeros(len(row), 1, row.shape[1], row.shape[1])  # (B, 1, T, T), added to scores: all are seen
+        masked = row.masked_fill(hidden, batch.specials.mask)
+        logits = net(input_ids=masked, attention_mask=every, use_cache=False).logits
+        nll = F.cross_entropy(logits.flatten(0, 1), row.flatten(), reduction="none").view_as(row)  # (B * T,) -> (B, T)
+        return (nll * hidden / chance).mean()
+
+    return loss
+
+
+def ours(case: Case) -> Backbone:
+    """This package's Llama."""
+    shape = FixedShape(
+        dim=case.dim, n_layers=case.n_layers, n_heads=case.n_heads, n_kv_heads=case.n_kv_heads, hidden=case.hidden
+    )
+    return Backbone(BackboneSpec(), shape.resolve(), case.vocab_size)
+
+
+def asked(net: Backbone, objective: Objective) -> Loss:
+    """The loss that a training module takes."""
+
+    def loss(batch: Batch, step: int) -> Tensor:
+        query = objective.query(batch, (0, step))
+        nll = net(query.tokens, query.context(torch.tensor(step)), query.targets, query.scored)
+        return weighted_sum(nll, query) / batch.tokens[:, 1:].numel()
+
+    return loss
+
+
+def looped(net: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: Sequence[Batch]) -> None:
+    """A plain loop, each step in its turn."""
+    turns, parameters = Turns(), list(net.parameters())
+    settings = stated(optimizer, "32-true", CLIP, batches[0].tokens.numpy().tobytes())
+    turns.ready(parameters=sum(p.numel() for p in parameters), **settings)
+    for step, batch in enumerate(batches):
+        loss(batch, step).backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        turns.step()
+
+
+def trained(name: str, case: Case, batches: Sequence[Batch]) -> None:
+    """Take the steps of a peer that is a network in a loop."""
+    way = name.removesuffix("_compiled")
+    if way in OBJECTIVES:
+        net = ours(case)
+        loss, optimizer = asked(net, OBJECTIVES[way]), AdamW(lr=RATE).build(list(net.named_roles()), True)
+    else:
+        net = theirs(case)
+        loss = {"loop": next_token, "loop_masked": restored}[way](net)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    if way != name:
+        net.compile()
+    looped(net, loss, optimizer, batches)
+
+
+def multiplied(steps: int) -> None:
+    """Take steps of one product of square matrices each."""
+    turns, factor = Turns(), torch.ones(SIZE, SIZE)
+    turns.ready(gflop=2 * SIZE**3 / 1e9)
+    for _ in range(steps):
+        factor @ factor
+        turns.step()
+
+
+def main() -> None:
+    """Be a peer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("batches", help="a file of them")
+    asked = parser.parse_args()
+    batches = torch.load(asked.batches, weights_only=False)
+    if asked.name == "matmul":
+        multiplied(len(batches))
+    else:
+        trained(asked.name, CASES[asked.case], batches)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Training steps of several ways to train the same Llama on the same text, each in a process of its own, in turn.
+
+    python benchmarks/training.py [--shape S1 S2] [--contest NAME ...] [--threads 1 2] [--turns N] [--record] [--quick]
+
+prints one JSON line for each peer of each contest; needs the extra [hf]. Every peer trains in float32 with fused AdamW
+(0.9, 0.95; decay 0.1) and gradients clipped at norm 1, which is checked, on batches that are the same to the bit, under
+the same settings of the allocator. Contests, of which the first peer is the unit of the ratios:
+
+    eager      `loop`, transformers' Llama in a plain loop; `module`, this package's network in one; `fit`, the command
+               line with logger, progress and checkpoints as they are by default
+    compiled   `loop`; `loop_compiled`; `fit_compiled`, the command line with `--compile default`
+    masked     `loop_masked`, transformers' Llama seen both ways with head and loss at every position; `masked`, this
+               package's masked diffusion; `masked_compiled`
+    block      `module`; `block`, this package's block diffusion on the same rows, in blocks of 16
+
+A ratio above 1 is faster than the unit. With one thread it is of processor time, with more of wall time. `percent` is
+the share of what a product of 2048 x 2048 matrices reached in the same turns at its best.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from measuring.cases import CASES, Case
+from measuring.record import keep_option, say
+from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, race, ratios
+
+HERE = Path(__file__).parent
+CONTESTS = {
+    "eager": ("loop", "module", "fit"),
+    "compiled": ("loop", "loop_compiled", "fit_compiled"),
+    "masked": ("loop_masked", "masked", "masked_compiled"),
+    "block": ("module", "block"),
+}
+RULER = "matmul"
+AGREED = ("parameters", "optimizer", "fused", "betas", "weight_decay", "precision", "clip", "first_batch")
+"""Settings that are the same for all peers of a contest."""
+
+
+def command(peer: str, shape: str, steps: int, folder: Path) -> list[str]:
+    """What starts a peer; the text lies in `folder`."""
+    if not peer.startswith("fit"):
+        return [sys.executable, str(HERE / "measuring" / "peer.py"), peer, shape, str(folder / "batches.pt")]
+    case = CASES[shape]
+    sizes = {name: getattr(case, name) for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden")}
+    compiled = ["--compile", "default"] if peer.endswith("_compiled") else []
+    return [
+        sys.executable, "-m", "lit_small_lm", "fit", "--model", "AutoregressiveLM", "--run_dir", str(folder / peer),
+        "--data.tokenizer", "BPE", "--data.tokenizer.vocab_size", str(case.vocab_size),
+        "--data.seq_len", str(case.length), "--data.batch_size", str(case.rows), "--data.cache_dir", str(folder / "c"),
+        "--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0", "--trainer.precision", "32-true",
+        "--plugins", str(HERE / "measuring" / "clock.py"), "--trainer.callbacks+=TurnClock", *compiled,
+        *(word for name, size in sizes.items() for word in (f"--model.shape.{name}", str(size))),
+    ]  # fmt: skip
+
+
+def measured(
+    peers: Sequence[str], shape: str, environment: Mapping[str, str], turns: int, steps: int
+) -> dict[str, Outcome]:
+    """Let peers train in turn, and a product of matrices beside them.
+
+    Raises:
+        RuntimeError: one failed, or they do not train the same.
+    """
+    environment, total = {**environment, "PYTHONPATH": str(HERE)}, (WARM_TURNS + turns) * steps
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        text = [str(HERE / "measuring" / "text.py"), shape, str(total), str(folder / "c"), str(folder / "batches.pt")]
+        subprocess.run(
+            [sys.executable, *text], env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL
+        )
+        commands = {peer: command(peer, shape, total, folder) for peer in (*peers, RULER)}
+        found = race(commands, environment, turns, steps)
+    for name in AGREED:
+        said = {peer: found[peer].settings[name] for peer in peers}
+        if len({str(value) for value in said.values()}) > 1:
+            raise RuntimeError(f"they do not train the same: {name}: {said}")
+    return found
+
+
+def figures(found: Mapping[str, Outcome], case: Case, threads: int) -> Iterator[dict[str, object]]:
+    """A line for each peer; the first is the unit."""
+    clock = "processor" if threads == 1 else "wall"
+    ruler = found[RULER].settings["gflop"]
+    best = max(ruler / getattr(step, clock) for step in found[RULER].steps)
+    peers = [peer for peer in found if peer != RULER]
+    unit = found[peers[0]].steps
+    for peer in peers:
+        outcome = found[peer]
+        seconds = {name: statistics.median(getattr(step, name) for step in outcome.steps) for name in Seconds._fields}
+        gflops = case.tokens * case.mflop(outcome.settings["parameters"]) / 1000 / seconds[clock]
+        yield {
+            "peer": peer,
+            "tokens_per_processor_second": round(case.tokens / seconds["processor"], 1),
+            "tokens_per_second": round(case.tokens / seconds["wall"], 1),
+            "by": peers[0],
+            "clock": clock,
+            **ratios(outcome.steps, unit, clock),
+            "peak_mb": round(outcome.peak_mb),
+            "gflops": round(gflops, 1),
+            "percent": round(100 * gflops / best, 1),
+            "matmul_gflops": round(best, 1),
+            "first_step_s": round(outcome.first.wall, 1),
+            "parameters": outcome.settings["parameters"],
+        }
+
+
+def main() -> None:
+    """Run the contests asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=CASES, default=["S1", "S2"])
+    parser.add_argument("--contest", nargs="+", choices=CONTESTS, default=list(CONTESTS))
+    parser.add_argument("--peers", nargs="+", help="these peers alone, instead of a contest's")
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--turns", type=int, default=12, help="that are counted")
+    parser.add_argument("--steps", type=int, default=1, help="of a turn")
+    parser.add_argument("--allocator", choices=ALLOCATORS, default="kept", help="glibc's, for all peers")
+    parser.add_argument("--quick", action="store_true", help="a tiny network, one peer")
+    keep_option(parser)
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.shape, asked.peers, asked.threads, asked.turns = ["tiny"], ["module"], [1], 1
+    contests = {"asked": asked.peers} if asked.peers else {name: CONTESTS[name] for name in asked.contest}
+    for shape, (contest, peers), threads in itertools.product(asked.shape, contests.items(), asked.threads):
+        environment = {**ALLOCATORS[asked.allocator], "OMP_NUM_THREADS": str(threads)}
+        found = measured(peers, shape, environment, asked.turns, asked.steps)
+        how = {"shape": shape, "contest": contest, "threads": threads, "allocator": asked.allocator}
+        how |= {"turns": asked.turns, "steps_a_turn": asked.steps}
+        for line in figures(found, CASES[shape], threads):
+            say("training", {**how, **line}, asked.record)
+
+
+if __name__ == "__main__":
+    main()
