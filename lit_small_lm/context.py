@@ -9,12 +9,13 @@ G key/value heads, K head dim, F hidden, V vocabulary, N kernel.
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_small_lm.errors import RequestError
+from lit_small_lm.flex import BlockMask, block_mask
 from lit_small_lm.visibility import Kind, Place, Visibility  # noqa: F401
 
 R = TypeVar("R")
@@ -135,6 +136,8 @@ class Context:
     """The record of this forward pass."""
     step: Tensor | None = None
     """Optimizer steps taken so far, a 0-d tensor; None outside training."""
+    attention: Literal["fastest", "dense"] = "fastest"
+    """"dense": by one call of PyTorch's own attention with the whole mask, as who counts or watches its calls needs."""
     impossible: tuple[int, ...] = ()
     """Ids that no target is: they are left out of the softmax of the loss."""
 
@@ -148,10 +151,13 @@ class Context:
 
         None where the kind of visibility says it all: whole rows of one document, without cache and window.
         """
-        plain = self.visibility.kind in ("causal", "bidirectional") and self.visibility.doc_ids is None
-        if plain and self.cache is None and window is None:
+        if self.cache is None and window is None and self.visibility.whole:
             return None
         return self.trace.once(("mask", window), lambda: self.visibility.dense(self.keys(), window))
+
+    def block_mask(self, window: int | None = None) -> BlockMask:
+        """The same for FlexAttention, of whole rows without a cache."""
+        return self.trace.once(("block mask", window), lambda: block_mask(self.visibility, window))
 
 
 class Branch:

@@ -31,6 +31,21 @@ class Place(NamedTuple):
     def unsqueeze(self, dim: int) -> "Place":
         return Place(*(None if part is None else part.unsqueeze(dim) for part in self))
 
+    def at(self, *index: Tensor | int) -> "Place":
+        return Place(*(None if part is None else part[index] for part in self))
+
+
+class Layout(NamedTuple):
+    """What says all about rows that lie alike in every batch."""
+
+    length: int
+    """T."""
+    start: int
+    kind: Kind
+    block_size: int | None
+    clean: Literal["block", "causal"]
+    finished: int
+
 
 @dataclasses.dataclass(frozen=True)
 class Visibility:
@@ -57,6 +72,9 @@ class Visibility:
     """Of kind "annealed": the chance of each later position to be seen, a 0-d tensor; None: none is."""
     key: Tensor | None = None
     """Of kind "annealed": what the chance is drawn with, a 0-d tensor."""
+    start: int | None = None
+    """What the positions of every row, or of both its halves, count from where every row is one document; None: that
+    is not known."""
 
     @classmethod
     def rows(
@@ -76,7 +94,7 @@ class Visibility:
             return half.doubled(block_size)
         index = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)  # (B, T)
         if doc_ids is None:
-            return cls(index, None, kind, block_size)
+            return cls(index, None, kind, block_size, start=start)
         opens = torch.zeros_like(doc_ids, dtype=torch.bool)
         opens[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
         return cls(index - torch.where(opens, index, 0).cummax(1).values, doc_ids, kind, block_size)
@@ -84,7 +102,23 @@ class Visibility:
     def doubled(self, block_size: int | None, clean: Literal["block", "causal"] = "block") -> "Visibility":
         """The visibility of [noisy ; clean], (B, 2T), where both halves are rows like this one."""
         docs = None if self.doc_ids is None else self.doc_ids.repeat(1, 2)
-        return Visibility(self.positions.repeat(1, 2), docs, "doubled", block_size, clean)
+        return Visibility(self.positions.repeat(1, 2), docs, "doubled", block_size, clean, start=self.start)
+
+    @classmethod
+    def laid_out(cls, layout: Layout, device: torch.device | None = None) -> "Visibility":
+        """One row for all rows of a layout."""
+        length, start, kind, block_size, clean, finished = layout
+        tokens = torch.empty(1, length, device=device)
+        if kind == "doubled":
+            return cls.rows(tokens.chunk(2, 1)[0], start=start).doubled(block_size, clean)
+        return dataclasses.replace(cls.rows(tokens, None, kind, start, block_size), finished=finished)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How rows of one document lie; None where they may differ, or what is seen is drawn."""
+        if self.start is None or self.kind == "annealed":
+            return None
+        return Layout(self.positions.shape[1], self.start, self.kind, self.block_size, self.clean, self.finished)
 
     def annealed(self, ahead: float, key: int) -> "Visibility":
         """The same rows seen causally, and beside that each later position of a document with chance `ahead`.
@@ -105,6 +139,11 @@ class Visibility:
         else:
             return Place(self.positions, self.doc_ids)
         return Place(self.positions, self.doc_ids, clean.expand(self.positions.shape))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the kind says all about who sees whom, so that attention needs no mask."""
+        return self.kind in ("causal", "bidirectional") and self.doc_ids is None
 
     @property
     def contiguous(self) -> bool:

@@ -1,6 +1,6 @@
-"""Attention: multi-head, grouped-query (arXiv 2305.13245) and multi-query, by PyTorch's fused kernel.
+"""Attention: multi-head, grouped-query (arXiv 2305.13245) and multi-query, by the fastest kernel there is.
 
-The mask comes from the Visibility; rows of one document need none. `plain_attention` is the oracle.
+Who sees whom comes from the Visibility. `plain_attention` is the oracle.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_small_lm.attending import attend
 from lit_small_lm.context import Context, Kind
 from lit_small_lm.plugin import EVERY_KIND, Linear, Mixer, Norm, Site, setting
 
@@ -79,14 +80,8 @@ class AttentionMixer(nn.Module):
             q, k = self.rotate(q, k, ctx)
         if ctx.cache is not None:
             k, v = ctx.cache.keys_values(self.address, k, v)
-        mask = ctx.mask(self.window)
-        if mask is not None and k.shape[1] < q.shape[1]:  # the fused kernels take a mask or grouped heads, not both
-            k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
-        causal = mask is None and ctx.visibility.kind == "causal"
-        grouped, chance = k.shape[1] < q.shape[1], self.attention_dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p=chance, is_causal=causal, scale=self.scale, enable_gqa=grouped
-        )
+        chance = self.attention_dropout if self.training else 0.0
+        out = attend(q, k, v, ctx, self.window, self.scale, chance)
         out = out.transpose(1, 2).flatten(2)  # (B, H, T, K) -> (B, T, HK)
         return F.dropout(self.o_proj(out), self.dropout, self.training)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_small_lm.attending import attend
 from lit_small_lm.context import Context, Kind
 from lit_small_lm.nn.norms import RMSNorm
 from lit_small_lm.plugin import EVERY_KIND, Linear, Mixer, Norm, Site, setting
@@ -76,9 +77,8 @@ class LatentMixer(nn.Module):
         q, q_turned, latent, key = self.projected(h, ctx)
         if ctx.cache is not None:
             key, latent = ctx.cache.keys_values(self.address, key, latent)
-        mask = ctx.mask()
         few = ctx.cache is not None and 2 * h.shape[1] <= key.shape[2]
-        out = (self.absorbed if few else self.expanded)(q, q_turned, latent, key, mask, ctx)
+        out = (self.absorbed if few else self.expanded)(q, q_turned, latent, key, ctx)
         return self.o_proj(out.transpose(1, 2).flatten(2))  # (B, H, T, V) -> (B, T, HV) -> (B, T, D)
 
     def projected(self, h: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -96,24 +96,19 @@ class LatentMixer(nn.Module):
             q_turned, key = self.rotate(q_turned, key, ctx)
         return q, q_turned, self.kv_norm(latent).unsqueeze(1), key
 
-    def expanded(
-        self, q: Tensor, q_turned: Tensor, latent: Tensor, key: Tensor, mask: Tensor | None, ctx: Context
-    ) -> Tensor:
+    def expanded(self, q: Tensor, q_turned: Tensor, latent: Tensor, key: Tensor, ctx: Context) -> Tensor:
         """Keys and values of every head, as written down in the paper -> (B, H, T, V)."""
         up = self.kv_up(latent.squeeze(1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S, K+V)
         k, v = up.split([self.spec.nope_dim, self.spec.value_dim], dim=-1)
         k = torch.cat([k, key.expand(-1, self.heads, -1, -1)], dim=-1)  # (B, H, S, K+P)
-        q, causal = torch.cat([q, q_turned], dim=-1), mask is None and ctx.visibility.kind == "causal"
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale)
+        return attend(torch.cat([q, q_turned], dim=-1), k, v, ctx, scale=self.scale)
 
-    def absorbed(
-        self, q: Tensor, q_turned: Tensor, latent: Tensor, key: Tensor, mask: Tensor | None, ctx: Context
-    ) -> Tensor:
+    def absorbed(self, q: Tensor, q_turned: Tensor, latent: Tensor, key: Tensor, ctx: Context) -> Tensor:
         """The same by way of the latent, as one key and value for all heads: for few queries and many keys."""
         up = self.kv_up.weight.unflatten(0, (self.heads, -1))  # (H, K+V, R)
         k_up, v_up = up.split([self.spec.nope_dim, self.spec.value_dim], dim=1)
         q = torch.cat([torch.einsum("bhtk,hkr->bhtr", q, k_up), q_turned], dim=-1)  # (B, H, T, R+P)
         k = torch.cat([latent, key], dim=-1).expand(-1, self.heads, -1, -1)  # (B, H, S, R+P)
         v = latent.expand(-1, self.heads, -1, -1)  # (B, H, S, R)
-        out = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale)  # a cache always comes with a mask
+        out = F.scaled_dot_product_attention(q, k, v, ctx.mask(), scale=self.scale)  # a cache comes with a mask
         return torch.einsum("bhtr,hvr->bhtv", out, v_up)

@@ -101,7 +101,7 @@ def attention(outline: Outline, visibility: Visibility) -> tuple[int, int]:
     for group, layer in zip(outline.groups, net.layers, strict=True):
         watched = Watched.of(visibility)
         with torch.no_grad(), _Kernels() as kernels:
-            layer(net.open(net.embed(torch.zeros_like(visibility.positions))), Context(watched))
+            layer(net.open(net.embed(torch.zeros_like(visibility.positions))), Context(watched, attention="dense"))
         for per_key, keys, mask in kernels.calls:
             window = next((window for made, window in watched.masks if made is mask), None)
             full += group.count * per_key * keys

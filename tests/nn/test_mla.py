@@ -74,7 +74,7 @@ def test_absorbed_equals_expanded(settings):
     probe = torch.randn(2, HEADS, TIME, 6, dtype=torch.float64)
     leaves, found = [h, mixer.kv_up.weight, mixer.kv_down.weight], []
     for way in (mixer.absorbed, mixer.expanded):
-        out = way(*mixer.projected(h, ctx), ctx.mask(), ctx)
+        out = way(*mixer.projected(h, ctx), ctx)
         found.append([out, *torch.autograd.grad((out * probe).sum(), leaves)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

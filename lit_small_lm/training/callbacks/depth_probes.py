@@ -6,6 +6,7 @@ differs is what the branch has written, after all norms, factors and gates of th
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ def measure(net: Backbone, query: Query, ctx: Context, groups: Mapping[str, Tens
         ctx: its context, with the step of the training.
         groups: name -> (B, T) booleans, positions whose angular distance is given by themselves as well.
     """
-    probes = Probes(net, query, groups)
+    probes, ctx = Probes(net, query, groups), dataclasses.replace(ctx, attention="dense")
     with isolate_rng(), torch.compiler.set_stance("force_eager"), evaluating(net), probes.attached():
         net(query.tokens, ctx, scored=query.tokens.new_zeros(1))  # the head is asked for one position
     return probes.figures
