@@ -9,8 +9,11 @@ the same settings of the allocator. Contests, of which the first peer is the uni
     eager      `loop`, transformers' Llama in a plain loop; `module`, this package's network in one; `fit`, the command
                line with logger, progress and checkpoints as they are by default
     compiled   `loop`; `loop_compiled`; `fit_compiled`, the command line with `--compile default`
+    litgpt     `litgpt_compiled`, litgpt's model and loss; `fit_compiled`; only where litgpt is installed
     masked     `loop_masked`, transformers' Llama seen both ways with head and loss at every position; `masked`, this
                package's masked diffusion; `masked_compiled`
+    trainer    `module`; `fit`; `lightning_bare` and `lightning`, the same network under Lightning's own Trainer with
+               nothing beside it, and with its defaults
     block      `module`; `block`, this package's block diffusion on the same rows, in blocks of 16
 
 A ratio above 1 is faster than the unit. With one thread it is of processor time, with more of wall time. `percent` is
@@ -25,18 +28,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from measuring.cases import CASES, Case
 from measuring.record import keep_option, say
-from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, race, ratios
+from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, difference, race, ratios
 
 HERE = Path(__file__).parent
 CONTESTS = {
     "eager": ("loop", "module", "fit"),
     "compiled": ("loop", "loop_compiled", "fit_compiled"),
+    **({"litgpt": ("litgpt_compiled", "fit_compiled")} if find_spec("litgpt") else {}),
     "masked": ("loop_masked", "masked", "masked_compiled"),
     "block": ("module", "block"),
+    "trainer": ("module", "fit", "lightning_bare", "lightning"),
 }
 RULER = "matmul"
 AGREED = ("parameters", "optimizer", "fused", "betas", "weight_decay", "precision", "clip", "first_batch")
@@ -46,7 +52,8 @@ AGREED = ("parameters", "optimizer", "fused", "betas", "weight_decay", "precisio
 def command(peer: str, shape: str, steps: int, folder: Path) -> list[str]:
     """What starts a peer; the text lies in `folder`."""
     if not peer.startswith("fit"):
-        return [sys.executable, str(HERE / "measuring" / "peer.py"), peer, shape, str(folder / "batches.pt")]
+        file = "lightning_peer.py" if peer.startswith("lightning") else "peer.py"
+        return [sys.executable, str(HERE / "measuring" / file), peer, shape, str(folder / "batches.pt")]
     case = CASES[shape]
     sizes = {name: getattr(case, name) for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden")}
     compiled = ["--compile", "default"] if peer.endswith("_compiled") else []
@@ -68,7 +75,8 @@ def measured(
     Raises:
         RuntimeError: one failed, or they do not train the same.
     """
-    environment, total = {**environment, "PYTHONPATH": str(HERE)}, (WARM_TURNS + turns) * steps
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment, total = {**environment, "PYTHONPATH": path}, (WARM_TURNS + turns) * steps
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         text = [str(HERE / "measuring" / "text.py"), shape, str(total), str(folder / "c"), str(folder / "batches.pt")]
@@ -97,6 +105,8 @@ def figures(found: Mapping[str, Outcome], case: Case, threads: int) -> Iterator[
         gflops = case.tokens * case.mflop(outcome.settings["parameters"]) / 1000 / seconds[clock]
         yield {
             "peer": peer,
+            "step_ms": round(1000 * seconds[clock], 2),
+            "step_ms_over_unit": round(1000 * difference(outcome.steps, unit, clock), 2),
             "tokens_per_processor_second": round(case.tokens / seconds["processor"], 1),
             "tokens_per_second": round(case.tokens / seconds["wall"], 1),
             "by": peers[0],

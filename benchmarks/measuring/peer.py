@@ -1,6 +1,7 @@
 """One way of training a shape, in a process of its own: `python measuring/peer.py NAME CASE BATCHES`.
 
     loop           transformers' Llama in a plain PyTorch loop; loop_compiled
+    litgpt         litgpt's, with the loss of its `pretrain`; litgpt_compiled
     module         this package's network and objective in such a loop; module_compiled
     loop_masked    transformers' Llama seeing both ways: head and loss at every position, times the mask
     masked         this package's masked diffusion; masked_compiled; block: its block diffusion, in blocks of 16
@@ -53,6 +54,34 @@ def theirs(case: Case) -> nn.Module:
     )  # fmt: skip
 
 
+def litgpt(case: Case) -> nn.Module:
+    """litgpt's Llama, with the embedding as the head."""
+    from litgpt.config import Config
+    from litgpt.model import GPT
+
+    net = GPT(
+        Config(
+            block_size=case.length, n_layer=case.n_layers, n_embd=case.dim, n_head=case.n_heads,
+            n_query_groups=case.n_kv_heads, intermediate_size=case.hidden, vocab_size=case.vocab_size,
+            padded_vocab_size=case.vocab_size, rotary_percentage=1.0, parallel_residual=False, bias=False,
+            norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
+        )
+    )  # fmt: skip
+    net.lm_head.weight = net.transformer.wte.weight
+    nn.init.normal_(net.lm_head.weight, std=0.02)
+    return net
+
+
+def pretrained(net: nn.Module) -> Loss:
+    """The loss of litgpt's `pretrain`."""
+    from litgpt.utils import chunked_cross_entropy
+
+    def loss(batch: Batch, step: int) -> Tensor:
+        return chunked_cross_entropy(net(batch.tokens[:, :-1]), batch.tokens[:, 1:].contiguous())
+
+    return loss
+
+
 def next_token(net: nn.Module) -> Loss:
     """The loss of transformers' own model."""
 
@@ -98,6 +127,9 @@ def asked(net: Backbone, objective: Objective) -> Loss:
     return loss
 
 
+PLAIN = {"loop": (theirs, next_token), "loop_masked": (theirs, restored), "litgpt": (litgpt, pretrained)}
+
+
 def looped(net: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: Sequence[Batch]) -> None:
     """A plain loop, each step in its turn."""
     turns, parameters = Turns(), list(net.parameters())
@@ -118,8 +150,9 @@ def trained(name: str, case: Case, batches: Sequence[Batch]) -> None:
         net = ours(case)
         loss, optimizer = asked(net, OBJECTIVES[way]), AdamW(lr=RATE).build(list(net.named_roles()), True)
     else:
-        net = theirs(case)
-        loss = {"loop": next_token, "loop_masked": restored}[way](net)
+        make, ask = PLAIN[way]
+        net = make(case)
+        loss = ask(net)
         optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     if way != name:
         net.compile()
