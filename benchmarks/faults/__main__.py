@@ -22,9 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STORMS = {
     "kills": (2, 100), "diffusion": (2, 100), "saves": (4, 100), "damage": (3, 100), "stops": (1, 20),
-    "nonfinite": (1, 1), "ranks": (1, 1), "processes": (1, 1), "disk": (1, 1),
+    "shards": (1, 10), "twice": (1, 10), "clock": (1, 10), "nonfinite": (1, 1), "ranks": (1, 1), "processes": (1, 1),
+    "disk": (1, 1), "endurance": (150, 3000),
 }  # fmt: skip
-"""Tries of each, in the quick form and in the long one."""
+"""Tries of each, in the quick form and in the long one; of endurance, steps."""
 
 
 def machine() -> dict[str, object]:

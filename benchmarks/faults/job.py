@@ -109,6 +109,10 @@ class Side:
                 continue
         return found
 
+    def batches(self) -> int:
+        """How many lines the witness wrote."""
+        return self.seen.read_bytes().count(b"\n") if self.seen.exists() else 0
+
     def kept(self) -> dict[tuple[int, int], list]:
         """The lines that count: of every batch and process the last one."""
         return dict(sorted(((number, rank), rest) for number, rank, *rest, _ in self.lines_that_count()))

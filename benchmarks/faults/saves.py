@@ -25,7 +25,7 @@ def run(folder: Path, tries: int, sides=SIDES) -> Iterator[dict]:
 
 def storm(side: Side, tries: int) -> dict:
     """Start, wait for a save to begin, kill within the time of two, look at every file; over and over."""
-    rng, broken, hurt, inside, unloadable, taken = random.Random(3), set(), set(), 0, 0, 0
+    rng, whole, broken, hurt, inside, unloadable, taken = random.Random(3), set(), set(), set(), 0, 0, 0
     temporary = side.folder.with_name("temporary")
     if MEMORY.is_dir():
         temporary = MEMORY / f"faults-{os.getpid()}"
@@ -33,8 +33,7 @@ def storm(side: Side, tries: int) -> dict:
     tempfile.tempdir = str(temporary)
     pause = 0.5
     while taken < tries:
-        before = {file.name for file in side.checkpoints() if side.loads(file)}
-        child = side.start()
+        before, child = whole, side.start()
         pause = 0.5 * pause + 0.5 * between_saves(side, child)
         child.wait(rng.uniform(0, 2 * pause))
         child.kill()

@@ -7,7 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "faults.jsonl", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
-ORDER = ("kills", "diffusion", "saves", "damage", "stops", "nonfinite", "ranks", "processes", "disk")
+ORDER = (
+    "kills", "diffusion", "saves", "damage", "stops", "shards", "twice", "clock", "nonfinite", "ranks", "processes",
+    "disk", "endurance",
+)  # fmt: skip
 COLUMNS = ("tries", "lost", "doubled", "torn", "wrong")
 
 

@@ -8,11 +8,15 @@ and after the resume) is two lines.
 import json
 import os
 import signal
+import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_small_lm.plugin import Batch
+
+YEAR = 365 * 86_400
+"""In seconds."""
 
 
 class Witness(Callback):
@@ -20,7 +24,8 @@ class Witness(Callback):
 
     Args:
         file: where the lines go.
-        fault: none, nan (the network's answer to a batch that holds row `at`), or, in step `at`, raise, kill or stop.
+        fault: none, nan (the network's answer to a batch that holds row `at`), or, in step `at`, raise, kill, stop or
+            clock (set back by a year).
         at: see above.
         rank: the process in which the fault is.
     """
@@ -44,6 +49,9 @@ class Witness(Callback):
             return
         if self.fault == "raise":
             raise ValueError("planted fault")
+        if self.fault == "clock":
+            right = time.time
+            time.time = lambda: right() - YEAR
         if self.fault in ("kill", "stop"):
             os.kill(os.getpid(), signal.SIGKILL if self.fault == "kill" else signal.SIGSTOP)
 
