@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_small_lm.checkpoint import LanguageModel, load
 from lit_small_lm.cli.run_options import resume_command, script, with_plugins
 from lit_small_lm.cli.stops import twice_as_long
+from lit_small_lm.cli.watching import harmless
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.planning.counts import size
 from lit_small_lm.planning.outline import Outline
@@ -208,7 +209,7 @@ def finish(run_dir: Path, trainer: Trainer, module: LanguageModule, plugins: Seq
     """After a run: its curve, a sample, its score and the next commands."""
     say(curve(run_dir))
     try:
-        say(f"sample (temperature 0.8, seed 0):\n{sample(module, run_dir)}\n")
+        say(f"sample (temperature 0.8, seed 0):\n{harmless(sample(module, run_dir))}\n")
     except (RequestError, RunError) as error:
         say(f"no sample: {error}")
     say(summary(run_dir, module.objective.bound))

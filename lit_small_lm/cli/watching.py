@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable
 
 from lit_small_lm.corpora import Encoder
@@ -39,15 +40,15 @@ class _Nothing:
 
 
 class _Text(_Nothing):
-    """What is final, as it becomes so."""
+    """What is final, as it becomes so; in a file or a pipe to the byte, on a terminal without orders to it."""
 
     def __init__(self, prompt: str, encoder: Encoder) -> None:
         super().__init__(prompt, encoder)
-        self.done = 0
-        print(prompt, end="", flush=True)
+        self.done, self.safe = 0, harmless if sys.stdout.isatty() else str
+        print(self.safe(prompt), end="", flush=True)
 
     def frame(self, frame: Frame, found: Written) -> None:
-        print(found.text[self.done :], end="", flush=True)
+        print(self.safe(found.text[self.done :]), end="", flush=True)
         self.done = len(found.text)
 
     def close(self) -> None:
@@ -94,3 +95,8 @@ def wrapped(text: str, width: int) -> list[str]:
 def shown_whole(text: str) -> str:
     """Text on one line, control characters escaped."""
     return "".join(c if c.isprintable() else shown(c) for c in text)
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal: control characters spelled out, escape sequences with them; line ends and tabs stay."""
+    return "".join(shown(c) if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)

@@ -160,6 +160,26 @@ def test_frames_are_lines_where_there_is_no_terminal(runs, capsys):
     assert all(line[7:9] == "ab" for line in lines)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_on_a_terminal_text_gives_no_orders(terminal, runs, capsys, monkeypatch):
+    """Elsewhere it is what was drawn."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    prompt = "a\x1b]0;title\x07\x1b[2J\x9b1m\rb\tc\nd \u200d"
+    assert main(["generate", runs["next"], "--prompt", prompt, "--max_new_tokens", "1"]) == 0
+    said = "a\\x1b]0;title\\x07\\x1b[2J\\x9b1m\\rb\tc\nd \u200d"
+    assert capsys.readouterr().out.startswith(said if terminal else prompt)
+
+
+def test_what_is_drawn_gives_no_orders_either(runs, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    drawn = ""
+    for seed in ("0", "1"):
+        options = ["--max_new_tokens", "400", "--temperature", "9", "--seed", seed]
+        assert main(["generate", runs["next"], *options]) == 0
+        drawn += capsys.readouterr().out
+    assert "\\x" in drawn and all(c in "\n\t" or not c < " " for c in drawn)
+
+
 def test_on_a_terminal_the_canvas_is_drawn_in_place(runs, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr("shutil.get_terminal_size", lambda: __import__("os").terminal_size((4, 4)))

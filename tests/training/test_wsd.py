@@ -92,7 +92,13 @@ def test_a_run_shorter_than_the_ramp_of_its_scheme_is_told():
         set_up(WSDSchedule(), ProRes(scheme=PreNorm(), steps=10), 29)
 
 
+def test_a_run_shorter_than_its_warm_up_is_told():
+    with pytest.warns(UserWarning, match="schedule.warmup: 101 steps with trainer.max_steps 100; .* reach optim.lr"):
+        set_up(WSDSchedule(warmup=101), PreNorm(), 100)
+
+
 def test_nothing_is_said_where_nothing_is_wrong(recwarn):
+    set_up(WSDSchedule(warmup=100), PreNorm(), 100)
     set_up(WSDSchedule(warmup=0.1), PostNorm(), 100)
     set_up(WSDSchedule(warmup=0), PreNorm(), 100)
     set_up(WSDSchedule(warmup=0), PostNorm(), 100, stage="test")

@@ -65,10 +65,13 @@ class WSDSchedule(Callback):
         return self.floor + (1 - self.floor) * left[self.decay_shape]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Report a norm scheme that needs warm-up and gets none, or a ramp that the run is too short for."""
+        """Report a norm scheme that needs warm-up and gets none, or what the run is too short for."""
         if stage != "fit":
             return
         scheme, steps = pl_module.backbone.norm, trainer.max_steps
+        if 0 < steps < in_steps(self.warmup, steps):
+            text = f"schedule.warmup: {self.warmup} steps with trainer.max_steps {steps}"
+            warn_or_refuse(f"{text}; the learning rate does not reach optim.lr", "warning")
         for concern in scheme.requires:
             if concern.about == "warmup" and not self.warmup:
                 text = f"schedule.warmup: 0 with {type(scheme).__name__}: {concern.why}"
