@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 def is_sharded(tensor: Any) -> bool:
     """Whether this is a tensor of which every process holds a part."""
-    if not torch.distributed.is_initialized():
+    if type(tensor) in (Tensor, nn.Parameter) or not torch.distributed.is_initialized():
         return False  # spares models that are loaded without training the import
     from torch.distributed.tensor import DTensor
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_small_lm.keys import fold, stratified, uniform
+from lit_small_lm.keys import fold, seed_all, stratified, uniform
 
 
 def counts(draws, bins):
@@ -58,3 +58,18 @@ def test_each_stratified_draw_is_uniform_by_itself():
 def test_stratified_draws_are_in_another_order_for_each_key():
     orders = {tuple(stratified(key, torch.arange(8)).argsort().tolist()) for key in range(200)}
     assert len(orders) > 60
+
+
+def test_seeding_gives_torch_what_its_own_seeding_gives():
+    seed_all("test", 3)
+    drawn = torch.rand(8)
+    torch.manual_seed(fold("test", 3))
+    assert torch.equal(torch.rand(8), drawn)
+
+
+def test_seeding_leaves_nothing_behind_on_devices_that_are_not_in_use():
+    """torch keeps every seeding of a device that nothing runs on, with its stack: a run of many steps would grow."""
+    queues = [room._queued_calls for room in (torch.cuda, torch.xpu, torch.mtia)]
+    before = [len(queue) for queue in queues]
+    seed_all("test", 4)
+    assert [len(queue) for queue in queues] == before

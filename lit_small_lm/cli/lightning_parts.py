@@ -1,5 +1,6 @@
 """Lightning's own classes as a configuration names them, and what it says of them when they are wrong."""
 
+import contextlib
 import os
 import re
 import traceback
@@ -9,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -118,10 +119,20 @@ def _builder(error: BaseException) -> str:
     return type(frames[-1].f_locals.get("self")).__name__ if frames else "the request"
 
 
+class Unprofiled(PassThroughProfiler):
+    """Notes nothing, as Lightning's own that is used where none is asked for, and makes nothing for each of the ninety
+    parts of a step."""
+
+    nothing = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:
+        return self.nothing
+
+
 def make_trainer(config: dict[str, Any]) -> Trainer:
     """Lightning's Trainer; what it refuses (a device that is not there, a strategy it does not know) in one line."""
     try:
-        trainer = Trainer(**config)
+        trainer = Trainer(**{**config, "profiler": config["profiler"] or Unprofiled()})
         trainer._signal_connector.register_signal_handlers = lambda: None  # signals are ours, see `signals`
         return trainer
     except RequestError:

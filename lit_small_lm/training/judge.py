@@ -46,9 +46,11 @@ class Judge:
             overflow_allowed: whether the gradient may have overflown, as it does while fp16's scale is sought.
         """
         finite = loss.isfinite() if overflow_allowed else loss.isfinite() & norm.isfinite()
-        spike = self._spikes(torch.stack([loss, norm]).double()) if self.sigmas is not None else ~finite
+        self.verdict = torch.where(finite, TAKEN, NOT_FINITE)
+        if self.sigmas is not None:
+            spike = self._spikes(torch.stack([loss, norm]).double())
+            self.verdict = torch.where(spike & finite, SPIKE, self.verdict)
         self.seen += 1
-        self.verdict = torch.where(finite, torch.where(spike, SPIKE, TAKEN), NOT_FINITE)
         return self.verdict
 
     def _spikes(self, figures: Tensor) -> Tensor:

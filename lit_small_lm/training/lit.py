@@ -181,11 +181,17 @@ class LanguageModule(LightningModule, abc.ABC):
     # ------------------------------------------------------------------------------------------------------ training
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Randomness inside the network (dropout) is a function of seed, step, accumulated batch and share of the data;
-        processes that share the work of a layer drop the same."""
+        processes that share the work of a layer drop the same. What a step adds up begins anew, gradients too."""
         part = batch_idx % self.trainer.accumulate_grad_batches
         if part == 0:
             self.sums.clear()
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
         seed_all(self.seed, "train", self.global_step, part, data_rank(self.trainer).rank)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: Lightning asks between forward and backward pass, where the gradients of the step before have been
+        gone since this one began, so that they take no memory beside the activations."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query = self.objective.query(batch, (self.seed, self.global_step))

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,12 +58,12 @@ class RunLogger(Logger):
     @rank_zero_only
     def open(self, folder: Path, step: int) -> None:
         """Write to `folder` from now on, after dropping what it holds beyond `step`."""
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self.folder = folder
         cut_metrics(folder / "metrics.jsonl", step)
         cut_events(folder / "tensorboard", step)
-        self._events = self._tried("events", lambda: SummaryWriter(str(folder / "tensorboard")))
+        self._events = self._tried("events", lambda: EventFileWriter(str(folder / "tensorboard")))
 
     def _tried(self, what: Literal["metrics", "events"], act: Callable[[], Any]) -> Any:
         """Training goes on where a log cannot be written; that is said once, and events end there."""
@@ -82,27 +83,28 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def write(self, position: Position, metrics: dict[str, float]) -> None:
-        """One line of metrics, and one TensorBoard scalar each."""
+        """One line of metrics, and one TensorBoard event with a scalar for each."""
         if self.folder is None or not metrics:
             return
         line = {**dataclasses.asdict(position), **{key: _json_number(value) for key, value in metrics.items()}}
         line["seconds"] = round(position.seconds, 3)
         self._tried("metrics", lambda: append(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode()))
-        self._add(
-            lambda events: [
-                events.add_scalar(key, value, position.step)
-                for key, value in {"tokens": position.tokens, **metrics}.items()
-            ]
-        )
+        self._add(lambda: _scalars({"tokens": position.tokens, **metrics}), position.step)
 
     @rank_zero_only
     def draw(self, name: str, image: np.ndarray, step: int) -> None:
         """An image (height, width, 3) of bytes, for TensorBoard alone."""
-        self._add(lambda events: events.add_image(name, image, step, dataformats="HWC"))
+        from torch.utils.tensorboard import summary
 
-    def _add(self, act: Callable[[Any], Any]) -> None:
+        self._add(lambda: summary.image(name, image, dataformats="HWC"), step)
+
+    def _add(self, summary: Callable[[], Any], step: int) -> None:
+        """What TensorBoard is to show of a step."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
         if self._events is not None:
-            self._tried("events", lambda: act(self._events))
+            event = Event(wall_time=time.time(), step=step, summary=summary())
+            self._tried("events", lambda: self._events.add_event(event))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -110,11 +112,13 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        self._add(lambda events: events.flush())
+        if self._events is not None:
+            self._tried("events", self._events.flush)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._add(lambda events: events.close())
+        if self._events is not None:
+            self._tried("events", self._events.close)
 
 
 def append(file: Path, line: bytes) -> None:
@@ -143,3 +147,10 @@ def log_everywhere(loggers: Sequence[Logger], position: Position, metrics: dict[
 
 def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
+
+
+def _scalars(metrics: dict[str, float]) -> Any:
+    """TensorBoard's summary of them all: most of what a scalar of its own would cost is the record around it."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()])

@@ -17,7 +17,8 @@ def move(
 
     Processes that share one share of the data count it alike, so that only the scale of a tally depends on them.
     """
-    told = [module for module in net.modules() if isinstance(module, Stepped) and module.address in tallies]
+    modules = net.modules() if tallies else ()
+    told = [module for module in modules if isinstance(module, Stepped) and module.address in tallies]
     if not told:
         return
     parts = [tallies[module.address] for module in told]

@@ -289,12 +289,12 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, tiny, lines, monkey
 
 
 def test_events_that_cannot_be_written_are_said_once(tmp_path, tiny, monkeypatch):
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     def refuse(*args, **kwargs):
         raise FULL
 
-    monkeypatch.setattr(SummaryWriter, "add_scalar", refuse)
+    monkeypatch.setattr(EventFileWriter, "add_event", refuse)
     with pytest.warns(UserWarning, match="tensorboard: No space left on device") as warned:
         assert main(["fit", *tiny, "--trainer.max_steps", "3", "--run_dir", str(tmp_path / "run")]) == 0
     assert sum("tensorboard" in str(one.message) for one in warned) == 1
