@@ -33,9 +33,9 @@ fuzz: $(INSTALLED_DEV)
 	LIT_SMALL_LM_EXAMPLES=10000 LIT_SMALL_LM_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/cli/test_fuzz.py \
 		tests/cli/test_every_option.py $(ARGS)
 
-# All but the study of depth, which takes hours.
+# All but the study of depth, which takes hours; ARGS="training --shape S1" for one of them.
 bench: $(INSTALLED_DEV)
-	@for file in $(filter-out benchmarks/depth.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$file" $(ARGS) || exit 1; done
+	@$(BIN)/python benchmarks $(ARGS)
 
 # Kills, signals, damage, NaN, full disks: this command line and plain Lightning at the same job; ARGS=--long for what
 # docs/reliability.md shows.

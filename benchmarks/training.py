@@ -1,6 +1,6 @@
 """Training steps of several ways to train the same Llama on the same text, each in a process of its own, in turn.
 
-    python benchmarks/training.py [--shape S1 S2] [--contest NAME ...] [--threads 1 2] [--turns N] [--record] [--quick]
+    python benchmarks/training.py [--shape S1 S2] [--contest NAME ...] [--threads 1 2] [--turns N] [--quick]
 
 prints one JSON line for each peer of each contest; needs the extra [hf]. Every peer trains in float32 with fused AdamW
 (0.9, 0.95; decay 0.1) and gradients clipped at norm 1, which is checked, on batches that are the same to the bit, under
@@ -24,18 +24,16 @@ import argparse
 import itertools
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from measuring.cases import CASES, Case
-from measuring.record import keep_option, say
+from measuring.commands import command, environment_of, prepared
+from measuring.record import say
 from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, difference, race, ratios
 
-HERE = Path(__file__).parent
 CONTESTS = {
     "eager": ("loop", "module", "fit"),
     "compiled": ("loop", "loop_compiled", "fit_compiled"),
@@ -49,24 +47,6 @@ AGREED = ("parameters", "optimizer", "fused", "betas", "weight_decay", "precisio
 """Settings that are the same for all peers of a contest."""
 
 
-def command(peer: str, shape: str, steps: int, folder: Path) -> list[str]:
-    """What starts a peer; the text lies in `folder`."""
-    if not peer.startswith("fit"):
-        file = "lightning_peer.py" if peer.startswith("lightning") else "peer.py"
-        return [sys.executable, str(HERE / "measuring" / file), peer, shape, str(folder / "batches.pt")]
-    case = CASES[shape]
-    sizes = {name: getattr(case, name) for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden")}
-    compiled = ["--compile", "default"] if peer.endswith("_compiled") else []
-    return [
-        sys.executable, "-m", "lit_small_lm", "fit", "--model", "AutoregressiveLM", "--run_dir", str(folder / peer),
-        "--data.tokenizer", "BPE", "--data.tokenizer.vocab_size", str(case.vocab_size),
-        "--data.seq_len", str(case.length), "--data.batch_size", str(case.rows), "--data.cache_dir", str(folder / "c"),
-        "--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0", "--trainer.precision", "32-true",
-        "--plugins", str(HERE / "measuring" / "clock.py"), "--trainer.callbacks+=TurnClock", *compiled,
-        *(word for name, size in sizes.items() for word in (f"--model.shape.{name}", str(size))),
-    ]  # fmt: skip
-
-
 def measured(
     peers: Sequence[str], shape: str, environment: Mapping[str, str], turns: int, steps: int
 ) -> dict[str, Outcome]:
@@ -75,15 +55,10 @@ def measured(
     Raises:
         RuntimeError: one failed, or they do not train the same.
     """
-    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment, total = {**environment, "PYTHONPATH": path}, (WARM_TURNS + turns) * steps
+    total = (WARM_TURNS + turns) * steps
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        text = [str(HERE / "measuring" / "text.py"), shape, str(total), str(folder / "c"), str(folder / "batches.pt")]
-        subprocess.run(
-            [sys.executable, *text], env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL
-        )
-        commands = {peer: command(peer, shape, total, folder) for peer in (*peers, RULER)}
+        prepared(shape, total, Path(made), environment)
+        commands = {peer: command(peer, shape, total, Path(made)) for peer in (*peers, RULER)}
         found = race(commands, environment, turns, steps)
     for name in AGREED:
         said = {peer: found[peer].settings[name] for peer in peers}
@@ -132,18 +107,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="of a turn")
     parser.add_argument("--allocator", choices=ALLOCATORS, default="kept", help="glibc's, for all peers")
     parser.add_argument("--quick", action="store_true", help="a tiny network, one peer")
-    keep_option(parser)
     asked = parser.parse_args()
     if asked.quick:
         asked.shape, asked.peers, asked.threads, asked.turns = ["tiny"], ["module"], [1], 1
     contests = {"asked": asked.peers} if asked.peers else {name: CONTESTS[name] for name in asked.contest}
     for shape, (contest, peers), threads in itertools.product(asked.shape, contests.items(), asked.threads):
-        environment = {**ALLOCATORS[asked.allocator], "OMP_NUM_THREADS": str(threads)}
-        found = measured(peers, shape, environment, asked.turns, asked.steps)
+        found = measured(peers, shape, environment_of(asked.allocator, threads), asked.turns, asked.steps)
         how = {"shape": shape, "contest": contest, "threads": threads, "allocator": asked.allocator}
         how |= {"turns": asked.turns, "steps_a_turn": asked.steps}
         for line in figures(found, CASES[shape], threads):
-            say("training", {**how, **line}, asked.record)
+            say("training", {**how, **line})
 
 
 if __name__ == "__main__":

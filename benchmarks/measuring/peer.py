@@ -130,21 +130,8 @@ def asked(net: Backbone, objective: Objective) -> Loss:
 PLAIN = {"loop": (theirs, next_token), "loop_masked": (theirs, restored), "litgpt": (litgpt, pretrained)}
 
 
-def looped(net: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: Sequence[Batch]) -> None:
-    """A plain loop, each step in its turn."""
-    turns, parameters = Turns(), list(net.parameters())
-    settings = stated(optimizer, "32-true", CLIP, batches[0].tokens.numpy().tobytes())
-    turns.ready(parameters=sum(p.numel() for p in parameters), **settings)
-    for step, batch in enumerate(batches):
-        loss(batch, step).backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        turns.step()
-
-
-def trained(name: str, case: Case, batches: Sequence[Batch]) -> None:
-    """Take the steps of a peer that is a network in a loop."""
+def built(name: str, case: Case) -> tuple[nn.Module, Loss, torch.optim.Optimizer]:
+    """The network, loss and optimizer of a peer that is a network in a loop."""
     way = name.removesuffix("_compiled")
     if way in OBJECTIVES:
         net = ours(case)
@@ -156,7 +143,36 @@ def trained(name: str, case: Case, batches: Sequence[Batch]) -> None:
         optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     if way != name:
         net.compile()
-    looped(net, loss, optimizer, batches)
+    return net, loss, optimizer
+
+
+def stepping(net: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> Callable[[Batch, int], None]:
+    """A step of a plain loop."""
+    parameters = list(net.parameters())
+
+    def step(batch: Batch, number: int) -> None:
+        loss(batch, number).backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def steps_of(name: str, case: Case) -> Callable[[Batch, int], None]:
+    """A step of a peer, of a batch and the number of the step."""
+    return stepping(*built(name, case))
+
+
+def trained(name: str, case: Case, batches: Sequence[Batch]) -> None:
+    """Take the steps of a peer in turn with others."""
+    net, loss, optimizer = built(name, case)
+    step, turns = stepping(net, loss, optimizer), Turns()
+    settings = stated(optimizer, "32-true", CLIP, batches[0].tokens.numpy().tobytes())
+    turns.ready(parameters=sum(p.numel() for p in net.parameters()), **settings)
+    for number, batch in enumerate(batches):
+        step(batch, number)
+        turns.step()
 
 
 def multiplied(steps: int) -> None:

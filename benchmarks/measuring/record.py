@@ -1,6 +1,5 @@
 """Figures as JSON lines: printed, and kept with machine, date, versions and command where that is asked."""
 
-import argparse
 import json
 import os
 import platform
@@ -14,19 +13,17 @@ RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "litgpt")
 
 
-def keep_option(parser: argparse.ArgumentParser) -> None:
-    """The option that `Record` looks at."""
-    parser.add_argument("--record", action="store_true", help="append the lines to benchmarks/results/DATE-cpu.jsonl")
+def say(benchmark: str, figures: Mapping[str, object]) -> None:
+    """Print a line."""
+    print(json.dumps({"benchmark": benchmark, **figures, **place()}), flush=True)
 
 
-def say(benchmark: str, figures: Mapping[str, object], record: bool) -> None:
-    """Print a line, and keep it if asked."""
-    line = {"benchmark": benchmark, **figures, **place()}
-    print(json.dumps(line), flush=True)
-    if record:
-        RESULTS.mkdir(exist_ok=True)
-        with open(RESULTS / f"{date.today().isoformat()}-cpu.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+def keep(line: str) -> str:
+    """Append a line that a benchmark printed to the results of the day, with where it comes from; returns it so."""
+    full = json.dumps({**json.loads(line), **place()})
+    with open(RESULTS / f"{date.today().isoformat()}-cpu.jsonl", "a") as file:
+        file.write(full + "\n")
+    return full
 
 
 def place() -> dict[str, object]:

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, NamedTuple
 
 VARIABLE = "BENCHMARK_TURNS"
@@ -31,8 +32,8 @@ class Turns:
         self._left, self._began = 0, (0.0, 0.0)
 
     def ready(self, **settings: object) -> None:
-        """Say what is trained, and wait for the first turn."""
-        self._tell(settings)
+        """Say what is trained and the processor time since the process began, and wait for the first turn."""
+        self._tell({**settings, "start_up": time.process_time()})
         self._wait()
 
     def step(self) -> None:
@@ -72,7 +73,7 @@ class Outcome(NamedTuple):
     """The most memory it has held, in MB of 10^6 bytes."""
 
 
-class _Running:
+class Running:
     """A peer that has been started."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], steps: int) -> None:
@@ -96,6 +97,11 @@ class _Running:
         """Let it take its steps."""
         self._go.write("go\n")
         return Seconds(**self._hear())
+
+    def held_mb(self) -> float:
+        """The memory it holds, in MB of 10^6 bytes."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     def end(self) -> float:
         """Let it end; the most memory it has held."""
@@ -137,11 +143,11 @@ def race(
     Raises:
         RuntimeError: a peer failed; with the end of what it wrote.
     """
-    running: list[_Running] = []
+    running: list[Running] = []
     try:
         warm: dict[str, Seconds] = {}
         for name, command in commands.items():
-            running.append(_Running(name, command, environment, steps))
+            running.append(Running(name, command, environment, steps))
             warm[name] = [running[-1].turn() for _ in range(WARM_TURNS)][0]
         taken: dict[str, list[Seconds]] = {name: [] for name in commands}
         for number in range(turns):
