@@ -130,7 +130,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder))
     record = {"benchmark": "data", "tokens_per_second": {name: round(value) for name, value in found.items()}}
-    record |= {"streamed_by_trained": round(found["streamed"] / found["trained"], 1)}
+    record |= {
+        f"{name}_by_trained": round(rate / found["trained"], 1) for name, rate in found.items() if name != "trained"
+    }
     record |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     print(json.dumps({**record, "machine": platform.processor() or platform.machine()}))
 

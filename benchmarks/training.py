@@ -17,7 +17,7 @@ the same settings of the allocator. Contests, of which the first peer is the uni
     block      `module`; `block`, this package's block diffusion on the same rows, in blocks of 16
 
 A ratio above 1 is faster than the unit. With one thread it is of processor time, with more of wall time. `percent` is
-the share of what a product of 2048 x 2048 matrices reached in the same turns at its best.
+the share of what a product of 1024 x 1024 matrices reached in the same turns at its best.
 """
 
 import argparse

@@ -35,7 +35,7 @@ OBJECTIVES: dict[str, Objective] = {
     "module": NextToken(), "masked": MaskedDiffusion(), "block": BlockDiffusion(block_size=16),
 }  # fmt: skip
 RATE, CLIP = 1e-3, 1.0
-SIZE = 2048
+SIZE = 1024
 """Of the matrices that are multiplied."""
 Loss = Callable[[Batch, int], Tensor]
 """Of a batch at a step."""
