@@ -19,7 +19,7 @@ from lit_small_lm.context import Branch, Context, Kind
 from lit_small_lm.errors import RequestError, not_known, one, shown
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
-from lit_small_lm.nn.head import capped, token_nll, token_nll_and_z
+from lit_small_lm.nn.head import Score, capped
 from lit_small_lm.nn.init import NormalInit
 from lit_small_lm.nn.mlp import GatedMLP
 from lit_small_lm.nn.positions import Rotary
@@ -219,6 +219,7 @@ class Backbone(nn.Module):
             build_layer(spec, kind, dims, i) for i, kind in enumerate(spec.layers(dims.n_layers))
         )
         self.close = spec.norm.close(dims.dim)
+        self.score = Score(spec.logit_softcap, spec.z_loss)
         self.head = None if spec.head == "tied" else Linear(dims.dim, vocab_size, role="head")
         self.init_weights()
 
@@ -244,16 +245,9 @@ class Backbone(nn.Module):
         if scored is not None:
             x = x.flatten(0, 1)[scored]  # (M, D)
         weight = self.embed.weight if self.head is None else self.head.weight
-        softcap = self.spec.logit_softcap
         if targets is None:
-            return capped(F.linear(x, weight), softcap)
-        h, wanted = x.flatten(0, -2), targets.flatten()
-        never = ctx.impossible
-        if not (self.training and self.spec.z_loss):
-            return token_nll(h, weight, wanted, softcap, impossible=never).view(targets.shape)
-        nll, squares = token_nll_and_z(h, weight, wanted, softcap, impossible=never).unflatten(1, targets.shape)
-        ctx.trace.token_losses["z_loss"] = self.spec.z_loss * squares
-        return nll
+            return capped(F.linear(x, weight), self.spec.logit_softcap)
+        return self.score(x.flatten(0, -2), weight, targets, ctx)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_small_lm.context import Context, Kind, Visibility
+from lit_small_lm.context import Context, Kind, Summing, Visibility
 
 
 class Specials(NamedTuple):
@@ -112,6 +112,10 @@ class Query:
     def context(self, step: Tensor | None = None) -> Context:
         """What the network is told beside the tokens, while training with the optimizer steps taken so far."""
         return Context(self.visibility, step=step, impossible=self.impossible)
+
+    def summed(self, step: Tensor | None = None) -> Context:
+        """The same, which asks for the weighted sum of nats too: all that a training step needs."""
+        return dataclasses.replace(self.context(step), summing=Summing(self.weights))
 
 
 class Frame(NamedTuple):

@@ -9,7 +9,7 @@ G key/value heads, K head dim, F hidden, V vocabulary, N kernel.
 
 import dataclasses
 from collections.abc import Callable, Hashable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -93,6 +93,17 @@ class _Peek(Cache):
         return torch.cat([h.new_zeros(h.shape[0], count, h.shape[2]) if past is None else past, h], dim=1)
 
 
+class Summing(NamedTuple):
+    """Asks a network for the sum of the nats of all targets, the one figure that gradients are then taken of."""
+
+    weights: Tensor | None = None
+    """What each target's nats are multiplied with, of the targets' shape; None: all one."""
+
+    def of(self, nll: Tensor) -> Tensor:
+        """The sum () of these nats."""
+        return (nll if self.weights is None else nll * self.weights).sum()
+
+
 class Trace:
     """The record of one forward pass: auxiliary losses, metrics, and values shared between layers.
 
@@ -100,6 +111,8 @@ class Trace:
     """
 
     def __init__(self) -> None:
+        self.nats: Tensor | None = None
+        """The weighted sum of the nats of all targets, where the context asks for it."""
         self.losses: dict[Hashable, Tensor] = {}
         """Scalars to add to the training loss, by (name, layer)."""
         self.token_losses: dict[Hashable, Tensor] = {}
@@ -114,7 +127,7 @@ class Trace:
         """What is recorded so far; a layer that is run again for its gradient starts from it and leaves no mark."""
         twin = Trace()
         for name, record in vars(self).items():
-            vars(twin)[name] = dict(record)
+            vars(twin)[name] = dict(record) if isinstance(record, dict) else record
         return twin
 
     def once(self, key: Hashable, make: Callable[[], R]) -> R:
@@ -140,6 +153,9 @@ class Context:
     """"dense": by one call of PyTorch's own attention with the whole mask, as who counts or watches its calls needs."""
     impossible: tuple[int, ...] = ()
     """Ids that no target is: they are left out of the softmax of the loss."""
+    summing: Summing | None = None
+    """The sum of nats to leave in the trace; the nats that are returned then have no gradient. None: no sum, and each
+    target's nats have theirs."""
 
     def keys(self) -> Place:
         """The places of all keys of this call, cached ones included."""

@@ -49,6 +49,7 @@ from lit_small_lm.training.callbacks.run_files import RunFiles
 from lit_small_lm.training.callbacks.step_metrics import StepMetrics
 from lit_small_lm.training.callbacks.stopping import Interrupted, Stopping
 from lit_small_lm.training.callbacks.wsd import WSDSchedule
+from lit_small_lm.training.compiled import MODES
 from lit_small_lm.training.lit import LanguageModule
 from lit_small_lm.training.logger import RunLogger
 from lit_small_lm.training.optim import AdamW
@@ -69,7 +70,6 @@ TRAINER_DEFAULTS = {
 """Lightning's own checkpoints, summary and sampler are replaced by this package's."""
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
 """The numbers mean what they mean to Lightning: 16 and bf16 are mixed."""
-COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 ACTIVATION_CHECKPOINTING = ("off", "layers")
 
 
@@ -88,7 +88,7 @@ def roots() -> dict[str, Option]:
         "guard": group(Guard),
         "depth": group(DepthMonitor),
         "trainer": group(Trainer, trainer),
-        "compile": plain(str, "off", {"choices": COMPILE_MODES}),
+        "compile": plain(str, "off", {"choices": MODES}),
         "activation_checkpointing": plain(str, "off", {"choices": ACTIVATION_CHECKPOINTING}),
         "max_tokens": plain(int | None, None, {"low": 1, "high": 2**53}),
         "timeout": plain(float, 600.0, {"above": 0, "high": 86400.0}),
@@ -183,9 +183,8 @@ class LitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--optim", type=Optim, default=AdamW(), help="the optimizer")
-        parser.add_argument(
-            "--compile", type=str, default="off", help="off, or a mode of torch.compile, such as default"
-        )
+        how = "off, layers (one layer of each kind, quick to compile), or a mode of torch.compile, such as default"
+        parser.add_argument("--compile", type=str, default="off", help=how)
         parser.add_argument(
             "--activation_checkpointing",
             type=str,

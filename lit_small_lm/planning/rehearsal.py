@@ -175,12 +175,11 @@ class _Step:
     def _loss(self) -> Tensor:
         self.begun, precision = self.ledger.bytes, COMPUTED_IN.get(self.workload.precision)
         query = _without_storage(self.fake, self.query)
-        ctx = query.context(step=self.fake.from_tensor(torch.tensor(1)))
+        ctx = query.summed(step=self.fake.from_tensor(torch.tensor(1)))
         with torch.autocast("cpu", precision, enabled=precision is not None):
-            nll = self.net(query.tokens, ctx, query.targets, query.scored)
-            terms = [*ctx.trace.token_losses.values(), nll]
-            weighted = [(term if query.weights is None else term * query.weights).sum() for term in terms]
-            loss = sum(weighted) / query.tokens.numel() + sum(ctx.trace.losses.values())
+            self.net(query.tokens, ctx, query.targets, query.scored)
+            terms = map(ctx.summing.of, ctx.trace.token_losses.values())
+            loss = sum(terms, start=ctx.trace.nats) / query.tokens.numel() + sum(ctx.trace.losses.values())
             self.ended = self.ledger.bytes
         return loss
 

@@ -1,6 +1,7 @@
-"""Where torch.compile keeps the machine code that it will load again: it has to be a folder of the user's own.
+"""torch.compile: of the whole network, or of one layer of each kind; and where it keeps the machine code it loads again.
 
-By default that is a folder below /tmp named after the user, which anybody on the machine may make first
+A deep network compiled whole is unrolled, and that takes minutes. By layers each kind of layer is compiled once, and
+run for all of its kind. The folder of the code has to be the user's own: by default that is a folder below /tmp named after the user, which anybody on the machine may make first
 (TORCHINDUCTOR_CACHE_DIR names another). What lies in it is run without being looked at.
 """
 
@@ -10,8 +11,14 @@ import stat
 import tempfile
 from pathlib import Path
 
+import torch
+
+from lit_small_lm.backbone import Backbone
 from lit_small_lm.errors import RunError, shown
 
+BY_LAYERS = "layers"
+MODES = ("off", "default", BY_LAYERS, "reduce-overhead", "max-autotune")
+"""What `compile_network` knows, and "off"."""
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -23,6 +30,34 @@ def cache_folder() -> Path:
         return Path(named)
     user = "".join(c if c.isalnum() else "_" for c in getpass.getuser())
     return Path(tempfile.gettempdir()) / f"torchinductor_{user}"
+
+
+def compile_network(net: Backbone, mode: str) -> None:
+    """Compile in place: names of weights stay. Nothing is compiled before the first forward pass.
+
+    Args:
+        mode: "layers", or a mode of torch.compile for the whole network ("default", "reduce-overhead",
+            "max-autotune"); "off": nothing is done.
+
+    Raises:
+        RunError: machine code would be read from a folder that others may write to.
+    """
+    if mode == "off":
+        return
+    refuse_foreign_cache()
+    if mode != BY_LAYERS:
+        net.compile(mode=None if mode == "default" else mode)
+        return
+    raise_limit(2 * len(net.layers))  # layers that differ are compiled one by one, and all of them fit
+    for part in (*net.layers, net.score):
+        part.compile()
+
+
+def raise_limit(count: int) -> None:
+    """Let the compiler keep so many forms of one function; past its limit it silently compiles no more."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, count)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * count)
 
 
 def refuse_foreign_cache() -> None:

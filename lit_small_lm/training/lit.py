@@ -28,7 +28,7 @@ from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
 from lit_small_lm.spec import check_settings
-from lit_small_lm.training.compiled import refuse_foreign_cache
+from lit_small_lm.training.compiled import compile_network
 from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
 from lit_small_lm.training.judge import TAKEN, Judge, hold_back
 from lit_small_lm.training.optim import AdamW
@@ -70,7 +70,7 @@ class LanguageModule(LightningModule, abc.ABC):
         self.draws = 4
         """Draws of noise that a held-out figure is the mean of, where it is an estimate of a bound."""
         self.compile_mode = "off"
-        """"off", or a mode of torch.compile: "default", "reduce-overhead", "max-autotune"."""
+        """"off", "layers", or a mode of torch.compile for the whole network, see `compiled.compile_network`."""
         self.activation_checkpointing: Literal["off", "layers"] = "off"
         """"layers": only the input of every layer is kept for the backward pass, which runs the layer again."""
         self.init_from: Path | None = None
@@ -130,9 +130,7 @@ class LanguageModule(LightningModule, abc.ABC):
             self._take_weights(self.init_from)
         for layer in self.net.layers:
             layer.activation_checkpointing = self.activation_checkpointing
-        if self.compile_mode != "off":
-            refuse_foreign_cache()
-            self.net.compile(mode=None if self.compile_mode == "default" else self.compile_mode)
+        compile_network(self.net, self.compile_mode)
 
     def _resolved(self, vocab_size: int) -> Dims:
         return self.shape.resolve(lambda dims: size(Outline(self.backbone, dims, vocab_size)))
@@ -195,14 +193,14 @@ class LanguageModule(LightningModule, abc.ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query = self.objective.query(batch, (self.seed, self.global_step))
-        ctx = query.context(torch.tensor(self.global_step))
-        nll = self.net(query.tokens, ctx, query.targets, query.scored)
-        nats = weighted_sum(nll, query)
+        ctx = query.summed(torch.tensor(self.global_step))
+        self.net(query.tokens, ctx, query.targets, query.scored)
+        nats = ctx.trace.nats
         terms = {str(name): weighted_sum(term, query) for name, term in ctx.trace.token_losses.items()}
         tokens = batch.tokens[:, 1:].numel()  # as many in every batch of a step, however wide the query is
         self.sums.add(nats, query, tokens)
         self.sums.note(terms, ctx.trace)
-        auxiliary = sum(ctx.trace.losses.values(), start=nll.new_zeros(())) * counted_share(query, tokens)
+        auxiliary = sum(ctx.trace.losses.values(), start=nats.new_zeros(())) * counted_share(query, tokens)
         return sum(terms.values(), start=nats) / tokens + auxiliary
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

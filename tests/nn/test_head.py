@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_small_lm.nn.head import capped, plain_nll, plain_nll_and_z, token_nll, token_nll_and_z
+from lit_small_lm.nn.head import capped, plain_nll, plain_nll_and_z, summed_nll, token_nll, token_nll_and_z
 
 VOCAB = 13
 
@@ -98,3 +98,63 @@ def test_impossible_ids_are_left_out_of_the_softmax(score, chunk_logits):
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     (grad,) = torch.autograd.grad(found.sum(), weight)
     assert not grad[[2, 5]].any() and grad[kept].any(1).all()
+
+
+@pytest.mark.parametrize("weighted", ["weights", "no weights"])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("chunk_logits", [1, 3 * VOCAB + 5, None])
+def test_summed_equals_plain(chunk_logits, softcap, weighted):
+    h, weight, targets, importance = inputs()
+    importance = importance if weighted == "weights" else None
+    total, nll = summed_nll(h, weight, targets, importance, softcap, chunk_logits)
+    plain = plain_nll(h, weight, targets, softcap)
+    wanted = plain.sum() if importance is None else (plain * importance).sum()
+    torch.testing.assert_close(nll, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total, wanted, rtol=1e-12, atol=1e-12)
+    assert not nll.requires_grad
+    found = torch.autograd.grad(3 * total, (h, weight))  # whatever the sum is multiplied with
+    for one, other in zip(found, torch.autograd.grad(3 * wanted, (h, weight)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_sum_holds_no_more_logits_than_asked(monkeypatch):
+    sizes, linear = [], F.linear
+    monkeypatch.setattr(F, "linear", lambda h, weight: sizes.append(len(h) * len(weight)) or linear(h, weight))
+    h, weight, targets, importance = inputs()
+    total, _ = summed_nll(h, weight, targets, importance, chunk_logits=3 * VOCAB)
+    total.backward()
+    assert sizes == [3 * VOCAB] * 3 + [VOCAB]  # none is computed a second time
+
+
+def test_a_sum_leaves_impossible_ids_out():
+    h, weight, targets, importance = inputs()
+    targets = torch.where((targets == 2) | (targets == 5), 0, targets)
+    total, _ = summed_nll(h, weight, targets, importance, 2.0, 3 * VOCAB, impossible=(2, 5))
+    wanted = (plain_nll(h, weight, targets, 2.0, (2, 5)) * importance).sum()
+    for one, other in zip(
+        torch.autograd.grad(total, (h, weight)), torch.autograd.grad(wanted, (h, weight)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_sum_under_autocast_is_that_of_autocast():
+    """Its products are taken in bfloat16, and its gradients are summed up in float32."""
+    h, weight, targets, importance = inputs(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = summed_nll(h, weight, targets, importance, chunk_logits=3 * VOCAB)
+        wanted = (plain_nll(h, weight, targets) * importance).sum()
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, wanted, rtol=1e-6, atol=1e-6)
+    for one, other in zip(
+        torch.autograd.grad(total, (h, weight)), torch.autograd.grad(wanted, (h, weight)), strict=True
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
+def test_a_sum_without_gradients_is_the_same_sum():
+    h, weight, targets, importance = inputs()
+    with torch.no_grad():
+        total, nll = summed_nll(h, weight, targets, importance)
+    torch.testing.assert_close(total, summed_nll(h, weight, targets, importance)[0].detach(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(nll, plain_nll(h, weight, targets))

@@ -2,19 +2,25 @@
 
 import dataclasses
 import shutil
+from functools import partialmethod
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.batch import Query
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.nn.attention import Attention
-from lit_small_lm.nn.mlp import MLP
+from lit_small_lm.nn.mlp import MLP, GatedMLP
+from lit_small_lm.nn.moe import MoE
 from lit_small_lm.nn.norms import LayerNorm
 from lit_small_lm.nn.positions import Learned
 from lit_small_lm.nn.residual import LayerNormScaling, PostNorm
+from lit_small_lm.nn.routers import SoftmaxRouter
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.shapes import FixedShape
+from lit_small_lm.training.compiled import compile_network
 
 DIMS = FixedShape(dim=16, n_layers=2, n_heads=4, n_kv_heads=2, hidden=32).resolve()
 FAMILIES = {
@@ -39,6 +45,14 @@ def fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Layers are compiled to what counts its graphs, and runs them as they are."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=counter))
+    return counter
 
 
 def losses(net, kind="causal", packed=True):
@@ -107,3 +121,48 @@ def test_a_loss_term_is_recorded_by_a_compiled_network_too():
     net.compile(fullgraph=True, backend="aot_eager")
     for found, wanted in zip(run(), plain, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def summed(net, seed):
+    """The mean nats of one batch and their gradients, by the path that training takes."""
+    tokens = torch.randint(50, (2, 10), generator=torch.Generator().manual_seed(seed))
+    query = Query(tokens[:, :-1], Visibility.rows(tokens[:, :-1]), tokens[:, 1:], torch.rand(2, 9).double())
+    ctx = query.summed(torch.tensor(seed))
+    net.zero_grad()
+    net(query.tokens, ctx, query.targets)
+    ctx.trace.nats.backward()
+    return ctx.trace.nats.detach(), {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+def compare_summed(spec, mode, depth):
+    torch.manual_seed(0)
+    net = Backbone(spec, dataclasses.replace(DIMS, n_layers=depth), 50).double()
+    torch.manual_seed(1)
+    plain = [summed(net, seed) for seed in (1, 2)]
+    compile_network(net, mode)
+    torch.manual_seed(1)
+    for (nats, gradients), (found, compiled) in zip(plain, [summed(net, seed) for seed in (1, 2)], strict=True):
+        torch.testing.assert_close(found, nats, rtol=1e-10, atol=1e-12)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(compiled[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["default", "canon"])
+def test_layers_of_one_kind_are_compiled_once(counting, family):
+    """The first layer makes what all share (the rotary table), and so has a graph of its own; the loss has the third.
+    Factors of LayerNorm Scaling differ by layer, and cost no graph."""
+    compare_summed(FAMILIES[family], "layers", depth=6)
+    assert counting.frame_count == 3
+
+
+def test_layers_that_differ_are_all_compiled(counting, monkeypatch):
+    """Each layer records a loss of its own name; past the compiler's own limit they would run uncompiled."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    experts = MoE(expert=GatedMLP(), router=SoftmaxRouter(top_k=1), n_experts=2)
+    compare_summed(BackboneSpec(layer=LayerSpec(ffn=experts)), "layers", depth=3)
+    assert counting.frame_count > 3  # two layers and the loss
+
+
+def test_the_summed_loss_is_compiled_with_the_network(counting):
+    compare_summed(FAMILIES["default"], "default", depth=2)
+    assert counting.frame_count == 1
