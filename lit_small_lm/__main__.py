@@ -6,7 +6,7 @@ import sys
 import warnings
 
 from lit_small_lm import __version__, signals
-from lit_small_lm.cli.complaint import complain, status, told
+from lit_small_lm.cli.complaint import complain, messages_may_be_lost, status, told
 from lit_small_lm.errors import RequestError, nearest, shown
 from lit_small_lm.ranks import process_number
 
@@ -50,7 +50,11 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 done, 1 failed while running, 2 a wrong request, 128 and
     a signal's number: ended by it, 141 nobody read on."""
-    argv = sys.argv[1:] if argv is None else argv
+    with messages_may_be_lost():
+        return _answered(sys.argv[1:] if argv is None else argv)
+
+
+def _answered(argv: list[str]) -> int:
     told.cause = False
     try:
         _refuse_unreadable(argv)

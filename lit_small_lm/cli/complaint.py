@@ -1,10 +1,14 @@
 """Why a command failed, on stderr; of several processes one says it, once."""
 
+import contextlib
 import errno
+import os
 import re
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from lit_small_lm.errors import RequestError, RunError, place_of, request_lines, shown
 from lit_small_lm.ranks import process_number
@@ -68,3 +72,53 @@ def complain(error: Exception, number: int, wait: bool) -> None:
 def status(error: Exception) -> int:
     """The exit status of a command that failed so."""
     return 2 if isinstance(failure(error), RequestError) else 1
+
+
+class _Lossy:
+    """A stream that loses what cannot be written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _lost():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _lost():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads: that ends a command
+        raise
+    except OSError:
+        return
+
+
+@contextlib.contextmanager
+def messages_may_be_lost() -> Iterator[None]:
+    """Within it standard error on a full disk ends nothing: a run is worth more than what it says."""
+    before = sys.stderr
+    sys.stderr = _Lossy(before) if before else before
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        _give_up_what_is_left(before)
+
+
+def _give_up_what_is_left(stream: TextIO | None) -> None:
+    """What cannot be written now would be tried once more at the exit, and change its status."""
+    try:
+        if stream is not None:  # it may have been closed by who started the command
+            stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

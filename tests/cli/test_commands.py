@@ -298,3 +298,16 @@ def test_a_reader_that_goes_away_is_no_error():
     done = subprocess.run([sys.executable, "-m", "lit_small_lm", "plugins"], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_messages_on_a_full_disk_are_lost_and_nothing_else(tmp_path, tiny, monkeypatch):
+    """The status at the exit is that of the command, too."""
+    for argv, status in ((["fit", *tiny, "--run_dir", str(tmp_path / "run")], 0), (["fit", "--nonsense"], 2)):
+        with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", full)
+            assert main(argv) == status
+    assert load(tmp_path / "run").record["step"] == 4
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "lit_small_lm", "nonsense"]
+        assert subprocess.run(command, stderr=full).returncode == 2
