@@ -25,7 +25,7 @@ class Reading(NamedTuple):
 
 def run(folder: Path, steps: int, sides=SIDES) -> Iterator[dict]:
     """One run of `steps` steps, and one of two halves, on each side."""
-    job = Job(folder, steps=steps, workers=0, accumulate=1, save_every=max(5, steps // 30))
+    job = Job(folder, steps=steps, workers=0, accumulate=1, dim=16, n_layers=1, save_every=max(5, steps // 30))
     for make in sides:
         yield storm(make, job)
 
