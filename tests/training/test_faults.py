@@ -1,5 +1,6 @@
-"""A run stopped from outside, in a process of its own: killed, asked to stop, and one of two processes."""
+"""A run stopped from outside, in a process of its own: killed, asked to stop, and one of two processes; its data harmed."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, load, step_of
 from lit_small_lm.cli.run_options import script
+from lit_small_lm.data.shards import SplitTokens
 
 pytestmark = pytest.mark.slow
 
@@ -66,3 +68,25 @@ def test_two_processes_train_the_same_curve_as_one(tmp_path, tiny, lines, cli):
     for key in ("train/loss", "val/loss", "val/bits_per_byte", "val/tokens"):
         wanted = [(step, pytest.approx(value, rel=1e-5)) for step, value in one.pairs(key)]
         assert two.pairs(key) == wanted, key
+
+
+def test_changed_tokens_end_a_run_before_it_learns_from_them(tmp_path, tiny, lines, monkeypatch, capsys):
+    argv = ["fit", *tiny, "--data.cache_dir", str(tmp_path / "cache"), "--data.num_workers", "0"]
+    assert main([*argv, "--run_dir", str(tmp_path / "whole")]) == 0
+    file = next((tmp_path / "cache").glob("tokens/*/00000.train.tokens"))
+    right, read, reads = file.read_bytes(), SplitTokens.read, itertools.count()
+
+    def harmed(self, start, stop):
+        if next(reads) == 30:
+            file.write_bytes(bytes([right[0] ^ 1]) + right[1:])
+        return read(self, start, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitTokens, "read", harmed)
+        assert main([*argv, "--run_dir", str(tmp_path / "run")]) == 1
+    assert f"{file.name} is damaged: SHA-256" in capsys.readouterr().err.splitlines()[-1]
+    whole, run = lines(tmp_path / "whole").pairs("train/loss"), lines(tmp_path / "run").pairs("train/loss")
+    assert 0 < len(run) < 12 and run == whole[: len(run)]
+    file.write_bytes(right)
+    assert main(["fit", "--run_dir", str(tmp_path / "run"), "--resume"]) == 0
+    assert lines(tmp_path / "run").pairs("train/loss") == whole
