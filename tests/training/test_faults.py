@@ -1,4 +1,4 @@
-"""A run stopped from outside, in a process of its own: killed, asked to stop, and one of two processes; its data harmed."""
+"""A run stopped from outside, in a process of its own: killed, asked to stop, and one of two processes; harmed data."""
 
 import itertools
 import os
