@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=CASES, default=["S1", "S2"])
     parser.add_argument("--peer", nargs="+", default=["loop", "module"])
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--label", help="what the column is called; default: the peer")
     parser.add_argument("--table", action="store_true", help="print a table instead of lines")
     parser.add_argument("--quick", action="store_true", help="a tiny network, one step")
     asked = parser.parse_args()
@@ -91,9 +92,9 @@ def main() -> None:
             if not file.exists():
                 write(shape, WARM + asked.steps, Path(made) / "c", file)
             found = shares(peer, shape, torch.load(file, weights_only=False))
-            columns[f"{shape} {peer}"] = found
+            columns[f"{shape} {asked.label or peer}"] = found
             if not asked.table:
-                say("profiling", {"shape": shape, "peer": peer, "percent": found})
+                say("profiling", {"shape": shape, "peer": peer, "label": asked.label or peer, "percent": found})
     if asked.table:
         print(table(columns))
 
