@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lit_small_lm.context import Context
 from lit_small_lm.flex import has_kernel, tiled_attention
+from lit_small_lm.pieces import pays, piecewise_attention, plan
 
 
 def attend(
@@ -21,26 +22,31 @@ def attend(
 ) -> Tensor:
     """q (B, H, T, K), k (B, G, S, K), v (B, G, S, V) -> (B, H, T, V), over what the Visibility shows.
 
-    Which way is taken is decided here alone: where a mask is needed, FlexAttention on CUDA, unless keys come from a
-    cache, weights are dropped or it has no kernel for the widths; otherwise PyTorch's fused kernel.
+    Which way is taken is decided here alone. Where whole rows need a mask and no weights are dropped: FlexAttention on
+    CUDA, if it has a kernel for the widths, and pieces of long rows on a CPU. Otherwise one call of PyTorch's fused
+    kernel.
 
     Args:
         window: visible keys, the query included; None: all.
         scale: factor on the scores before the softmax; None: 1 / sqrt(K).
         dropout: probability of dropping an attention weight.
     """
-    if masked(ctx, window) and not dropout and has_kernel(q, v):
+    by_parts = not dropout and masked(ctx, window)
+    if by_parts and has_kernel(q, v):
         return tiled_attention(q, k, v, ctx.block_mask(window), scale)
+    if by_parts and pays(q):
+        made = ctx.trace.once(("pieces", window, q.dtype), lambda: plan(ctx.visibility, window, q.dtype))
+        return piecewise_attention(q, *ungrouped(q, k, v), made, scale)
     mask, causal = ctx.mask(window), ctx.visibility.kind == "causal"
-    if mask is not None and k.shape[1] < q.shape[1]:  # the fused kernels take a mask or grouped heads, not both
-        k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
+    if mask is not None:
+        k, v = ungrouped(q, k, v)
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
         mask,
         dropout_p=dropout,
-        is_causal=causal and mask is None,
+        is_causal=causal and mask is None and q.shape[2] > 1,
         scale=scale,
         enable_gqa=k.shape[1] < q.shape[1],
     )
@@ -51,3 +57,10 @@ def masked(ctx: Context, window: int | None) -> bool:
     if ctx.cache is not None or ctx.attention == "dense":
         return False
     return window is not None or not ctx.visibility.whole
+
+
+def ungrouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values for every query head: the fused kernels take a mask or grouped heads, not both."""
+    if k.shape[1] == q.shape[1]:
+        return k, v
+    return tuple(part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))

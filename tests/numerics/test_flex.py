@@ -206,7 +206,7 @@ def test_other_documents_need_no_other_kernel_and_no_wait_for_the_device():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("kind", ["causal", "doubled"])
+@pytest.mark.parametrize("kind", ["causal", "doubled", "annealed"])
 def test_a_compiled_step_is_the_dense_one(kind, precision):
     torch.manual_seed(0)
     net = Backbone(BackboneSpec(layer=LayerSpec(mixer=Attention(window=WINDOW))), DIMS, 50).cuda()
