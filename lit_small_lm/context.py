@@ -36,6 +36,11 @@ class Cache:
         """Positions held by every buffer; `advance` moves it once per forward pass."""
         self._buffers: dict[Hashable, Tensor] = {}
 
+    @property
+    def written(self) -> bool:
+        """Whether all that it hands out has been written; else what has not stands behind every position."""
+        return True
+
     def keys_values(self, address: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v (B, G, T, K) of the attention at `address`; returns all of them, (B, G, S, K)."""
         return self._append(("k", address), k, 2), self._append(("v", address), v, 2)
@@ -62,6 +67,12 @@ class Cache:
         """A cache for one forward pass that sees what is held here and leaves no trace of its own: a block of text may
         be looked at many times before it is written."""
         return _Peek(self)
+
+    def fixed(self, device: torch.device) -> "Cache":
+        """The same memory for passes of unchanging shape, as CUDA graphs and compiled networks need them, of kind
+        "causal"; this one is not to be used any more. It has to have a capacity, and is then written without looking.
+        """
+        return _Fixed(self, device)
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` (B,), indices into the batch, in their order: what a beam search goes on with."""
@@ -91,6 +102,33 @@ class _Peek(Cache):
     def left(self, address: Hashable, h: Tensor, count: int) -> Tensor:
         past = self._buffers.get(address)
         return torch.cat([h.new_zeros(h.shape[0], count, h.shape[2]) if past is None else past, h], dim=1)
+
+
+BEHIND = 1 << 40
+"""A position behind all others."""
+
+
+class _Fixed(Cache):
+    """Goes on in the buffers of another cache, which it hands out whole. The length lives where they do, so that no
+    shape and no number that the host knows changes from one pass to the next; it is never asked for."""
+
+    def __init__(self, cache: Cache, device: torch.device) -> None:
+        super().__init__(cache.capacity)
+        self._buffers = cache._buffers
+        self._end = torch.full((1,), cache.length, device=device)
+        if "position" in self._buffers:
+            self._buffers["position"][:, cache.length :] = BEHIND
+
+    @property
+    def written(self) -> bool:
+        return False
+
+    def advance(self, count: int) -> None:
+        self._end += count
+
+    def _append(self, address: Hashable, value: Tensor, dim: int) -> Tensor:
+        place = self._end + torch.arange(value.shape[dim], device=value.device)
+        return self._buffers[address].index_copy_(dim, place, value)
 
 
 class Summing(NamedTuple):
@@ -159,17 +197,28 @@ class Context:
 
     def keys(self) -> Place:
         """The places of all keys of this call, cached ones included."""
+        return self.trace.once("keys", self._keys)
+
+    def _keys(self) -> Place:
         place = self.visibility.place
-        return place if self.cache is None else self.trace.once("keys", lambda: self.cache.places(place))
+        return place if self.cache is None else self.cache.places(place)
 
     def mask(self, window: int | None = None) -> Tensor | None:
         """The attention mask (B, 1, T, S) of this call, cached keys included, made once for all layers.
 
-        None where the kind of visibility says it all: whole rows of one document, without cache and window.
+        None where the kind of visibility says it all: whole rows of one document, without window, and of what a cache
+        holds of them the beginning or the newest position.
         """
-        if self.cache is None and window is None and self.visibility.whole:
+        keys = self.keys()  # the cache learns of every call's places, also where none is asked for
+        if window is None and self.visibility.whole and self._square():
             return None
-        return self.trace.once(("mask", window), lambda: self.visibility.dense(self.keys(), window))
+        return self.trace.once(("mask", window), lambda: self.visibility.dense(keys, window))
+
+    def _square(self) -> bool:
+        """Whether there is a query for each key, or one for all."""
+        if self.cache is None:
+            return True
+        return self.cache.written and (self.cache.length == 0 or self.visibility.positions.shape[1] == 1)
 
     def block_mask(self, window: int | None = None) -> BlockMask:
         """The same for FlexAttention, of whole rows without a cache."""

@@ -110,5 +110,5 @@ class LatentMixer(nn.Module):
         q = torch.cat([torch.einsum("bhtk,hkr->bhtr", q, k_up), q_turned], dim=-1)  # (B, H, T, R+P)
         k = torch.cat([latent, key], dim=-1).expand(-1, self.heads, -1, -1)  # (B, H, S, R+P)
         v = latent.expand(-1, self.heads, -1, -1)  # (B, H, S, R)
-        out = F.scaled_dot_product_attention(q, k, v, ctx.mask(), scale=self.scale)  # a cache comes with a mask
+        out = F.scaled_dot_product_attention(q, k, v, ctx.mask(), scale=self.scale)  # None: one query, all keys
         return torch.einsum("bhtr,hvr->bhtv", out, v_up)

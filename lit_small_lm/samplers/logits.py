@@ -1,4 +1,7 @@
-"""From logits to draws: temperature, top-k and top-p (nucleus, arXiv 1904.09751), all in float64."""
+"""From logits to draws: temperature, top-k and top-p (nucleus, arXiv 1904.09751), all in float64.
+
+Nothing here but `probabilities` looks at a value, so that a step of decoding need not wait for the device.
+"""
 
 from collections.abc import Sequence
 
@@ -8,6 +11,17 @@ from torch import Tensor
 from lit_small_lm.errors import RunError
 
 
+def finite(logits: Tensor) -> Tensor:
+    """Whether all logits are finite numbers, a 0-d tensor: the least and the largest of them tell."""
+    return torch.stack(logits.aminmax()).isfinite().all()
+
+
+def refuse_damage(finite: Tensor) -> None:
+    """Raise RunError unless logits were `finite`, a 0-d tensor."""
+    if not finite:
+        raise RunError("the network's logits are not finite; the weights are damaged or training diverged")
+
+
 def probabilities(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, never: Sequence[int] = ()
 ) -> Tensor:
@@ -15,13 +29,40 @@ def probabilities(
 
     Temperature 0 puts everything on the largest logit. Raises RunError when logits are not finite.
     """
-    if not torch.isfinite(logits).all():
-        raise RunError("the network's logits are not finite; the weights are damaged or training diverged")
-    logits = logits.to(torch.float64, copy=True)
-    logits[:, list(never)] = -torch.inf
+    refuse_damage(finite(logits))
     if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-    below = logits - logits.max(-1, keepdim=True).values  # a tiny temperature must not overflow
+        return torch.nn.functional.one_hot(likeliest(logits, never), logits.shape[-1]).double()
+    return law(logits, temperature, top_k, top_p, never)
+
+
+def chosen(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    never: Sequence[int] | Tensor = (),
+) -> Tensor:
+    """One id (B,) for each row of finite logits (B, V); uniform (B,) in [0, 1) decides, unless the temperature is 0.
+
+    The same as `draw` of `probabilities`.
+    """
+    if temperature == 0:
+        return likeliest(logits, never)
+    return draw(law(logits, temperature, top_k, top_p, never), uniform)
+
+
+def likeliest(logits: Tensor, never: Sequence[int] | Tensor = ()) -> Tensor:
+    """The id (B,) of the largest of logits (B, V), but for those that are never drawn."""
+    return _without(logits, never).argmax(-1)
+
+
+def law(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float, never: Sequence[int] | Tensor = ()
+) -> Tensor:
+    """Probabilities (B, V) in float64 at a temperature above 0, of finite logits (B, V)."""
+    logits = _without(logits.double(), never)
+    below = logits - logits.amax(-1, keepdim=True)  # a tiny temperature must not overflow
     probs = torch.softmax(below / temperature, dim=-1)
     if top_k is not None and top_k < probs.shape[-1]:
         least = probs.topk(top_k).values[:, -1:]
@@ -37,6 +78,13 @@ def probabilities(
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """probs (B, V), uniform (B,) in [0, 1) -> one id a row (B,), by inverting the cumulative distribution."""
     cumulative = probs.cumsum(-1)
-    found = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * cumulative[:, -1:], right=True).squeeze(-1)
-    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
-    return torch.minimum(found, last)
+    whole = cumulative[:, -1:].contiguous()
+    found = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * whole, right=True)
+    last = torch.searchsorted(cumulative, whole)  # where the mass is reached; what lies behind has none
+    return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)
+
+
+def _without(logits: Tensor, never: Sequence[int] | Tensor) -> Tensor:
+    """logits (B, V) with those of ids that are never drawn at minus infinity."""
+    index = torch.as_tensor(never, dtype=torch.long, device=logits.device)
+    return logits.index_fill(-1, index, -torch.inf)

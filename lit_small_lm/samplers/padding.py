@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lit_small_lm.context import Kind, Visibility
+from lit_small_lm.context import Visibility
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Sampler, Specials
 
@@ -15,14 +15,12 @@ def left_padding(prompt: Tensor, specials: Specials) -> Tensor:
     return (prompt == specials.pad).long().cumprod(1).sum(1)
 
 
-def padded_rows(tokens: Tensor, padding: Tensor, kind: Kind = "causal", start: int = 0) -> Visibility:
-    """Visibility of the columns from `start` on, tokens (B, T), of rows that begin with `padding` (B,) columns."""
-    if not padding.any():
-        return Visibility.rows(tokens, kind=kind, start=start)
-    column = torch.arange(start, start + tokens.shape[1], device=tokens.device).expand(tokens.shape)  # (B, T)
-    padded = column < padding.unsqueeze(1)
-    positions = torch.where(padded, column, column - padding.unsqueeze(1))
-    return Visibility(positions, torch.where(padded, -1, 0), kind)
+def padded_rows(column: Tensor, padding: Tensor | None) -> Visibility:
+    """How columns (B, T) of rows are seen that begin with `padding` (B,) columns each; None: no row does."""
+    if padding is None:
+        return Visibility(column)
+    text = column - padding.unsqueeze(1)
+    return Visibility(torch.where(text < 0, column, text), torch.where(text < 0, -1, 0))
 
 
 def refuse_masks(sampler: Sampler, prompt: Tensor, specials: Specials) -> None:

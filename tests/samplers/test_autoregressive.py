@@ -100,7 +100,7 @@ class Dice:
 
     def __call__(self, tokens, ctx, targets=None, scored=None):
         ctx.cache.advance(tokens.shape[1])
-        return self.probs.clamp(min=1e-300).log().expand(*tokens.shape, 5)
+        return self.probs.clamp(min=1e-300).log().expand(len(scored), 5)
 
 
 def test_text_follows_the_network():

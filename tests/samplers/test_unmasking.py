@@ -200,14 +200,10 @@ def test_blocks_of_one_are_autoregressive_sampling(net, sampler):
     """Draw for draw, where logits stand one position before: the network is then asked what it is asked there."""
     counted, prompt = Counted(net), torch.tensor([[1, 1, 0, 4], [0, 7, 8, 9]])
     blocks = run(sampler, endless(counted), prompt, 9, kind="block", size=1, at="before")
-    frames = list(Autoregressive().frames(endless(_all_scored(net)), prompt, 9, 0, SPECIALS))
+    frames = list(Autoregressive().frames(endless(net), prompt, 9, 0, SPECIALS))
     assert torch.equal(blocks[-1].tokens, frames[-1].tokens)
     assert blocks[-1].nfe == frames[-1].nfe == 9
     assert counted.positions == 2 * (4 + 8), "more positions were computed than autoregressive decoding does"
-
-
-def _all_scored(net):
-    return lambda tokens, ctx, targets=None, scored=None: net(tokens, ctx)
 
 
 @pytest.mark.parametrize("sampler", ONCE, ids=named)

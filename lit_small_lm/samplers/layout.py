@@ -1,0 +1,28 @@
+"""How the weights of a network lie in memory while text is drawn from it.
+
+PyTorch keeps a linear map as (outputs, inputs). A product with few rows is bound by reading that matrix, and CPU
+libraries read it about twice as fast if what lies side by side are the outputs, not the inputs; many rows do not care.
+"""
+
+from torch import nn
+
+from lit_small_lm.plugin import Embedding, Linear
+
+
+def lay_out(net: nn.Module) -> None:
+    """Turn the matrices of a network on a CPU so that the outputs of each lie side by side.
+
+    Values, shapes and names stay; sums are taken in another order, so logits change by rounding. Not for a network that
+    is being trained: the optimizer's state lies as its weights did.
+    """
+    for module in _read_whole(net):
+        if module.weight.device.type == "cpu":
+            module.weight.data = module.weight.data.t().contiguous().t()
+
+
+def _read_whole(net: nn.Module) -> list[nn.Module]:
+    """What is read from end to end for every token: linear maps, and an embedding where it is the head."""
+    found: list[nn.Module] = [module for module in net.modules() if isinstance(module, Linear)]
+    heads = [module for module in found if module.role == "head"]
+    tables = [module for module in net.modules() if isinstance(module, Embedding) and module.role == "embedding"]
+    return found if heads else found + tables

@@ -1,0 +1,205 @@
+"""Memory of unchanging shape, and steps run as one: the same text as operation by operation."""
+
+import pytest
+import torch
+
+from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.context import Cache, Context, Visibility
+from lit_small_lm.errors import RequestError, RunError
+from lit_small_lm.nn.attention import Attention
+from lit_small_lm.nn.canon import CausalCanon
+from lit_small_lm.nn.mla import MLA
+from lit_small_lm.nn.positions import Learned, NoPositions
+from lit_small_lm.nn.shortconv import ShortConv
+from lit_small_lm.plugin import Specials
+from lit_small_lm.samplers import stepping
+from lit_small_lm.samplers.autoregressive import Autoregressive
+from lit_small_lm.samplers.layout import lay_out
+from lit_small_lm.shapes import FixedShape
+
+DIMS = FixedShape(dim=16, n_layers=3, n_heads=4, n_kv_heads=2, hidden=24).resolve()
+SPECIALS = Specials(vocab_size=31, end=0, pad=1, mask=2)
+CONV = LayerSpec(mixer=ShortConv(), canon_at="ABCD")
+LATENT = MLA(q_rank=12, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=4)
+FAMILIES = {
+    "Llama": BackboneSpec(head="untied"),
+    "wide Canon": BackboneSpec(layer=LayerSpec(canon_at="ABCD", canon=CausalCanon(kernel=6))),
+    "only convolutions": BackboneSpec(layer=CONV, positions=NoPositions()),
+    "hybrid": BackboneSpec(more_layers={"conv": CONV}, pattern=("conv", "conv", "layer")),
+    "window": BackboneSpec(layer=LayerSpec(mixer=Attention(window=3), canon_at="AC")),
+    "learned": BackboneSpec(positions=Learned(length=20)),
+    "latent": BackboneSpec(layer=LayerSpec(mixer=LATENT, canon_at="B")),
+}
+GREEDY, CUT = {"temperature": 0.0}, {"top_k": 9, "top_p": 0.9}
+COMPILED = [("hybrid", GREEDY), ("latent", CUT)]
+"""Compiling takes a while."""
+PADDED = torch.tensor([[1, 1, 1, 5, 6], [7, 8, 9, 10, 11]])
+
+
+def network(spec):
+    """A random network in float64 whose logits are far from flat."""
+    torch.manual_seed(0)
+    net = Backbone(spec, DIMS, 31).double().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return net
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """torch.compile without a backend: what is traced runs as it is. A list of what was asked for."""
+    asked, compile = [], torch.compile
+
+    def traced(step, **options):
+        asked.append(options)
+        return compile(step, backend="eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    torch.compiler.reset()
+    yield asked
+    torch.compiler.reset()
+
+
+@torch.no_grad()
+def decode(net, tokens, docs, fixed):
+    """Logits of tokens (B, 14) read in pieces, the first of seven."""
+    cache, found = Cache(20), []
+    for start, end in [(0, 7), (7, 8), (8, 9), (9, 12), (12, 13), (13, 14)]:
+        column = torch.arange(start, end).expand(len(tokens), -1)
+        seen = Visibility(column, None if docs is None else docs[:, start:end])
+        found.append(net(tokens[:, start:end], Context(seen, cache)))
+        if fixed and start == 0:
+            cache = cache.fixed(tokens.device)
+    return torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("docs", [None, torch.tensor([[0] * 14, [-1] * 4 + [0] * 10])], ids=["whole", "padded"])
+@pytest.mark.parametrize("spec", FAMILIES.values(), ids=FAMILIES)
+def test_memory_of_unchanging_shape_gives_the_same_logits(spec, docs):
+    tokens = torch.randint(31, (2, 14), generator=torch.Generator().manual_seed(1))
+    net = network(spec)
+    wanted = decode(net, tokens, docs, fixed=False)
+    torch.testing.assert_close(decode(net, tokens, docs, fixed=True), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_memory_of_unchanging_shape_keeps_the_rows_that_are_selected():
+    tokens, net = torch.tensor([[3, 4, 5], [6, 7, 8]]), network(FAMILIES["hybrid"])
+    rows, found = torch.tensor([1, 1]), []
+    for fixed in (False, True):
+        cache = Cache(4)
+        with torch.no_grad():
+            net(tokens, Context(Visibility.rows(tokens), cache))
+            cache = cache.fixed(tokens.device) if fixed else cache
+            cache.select(rows)
+            found.append(net(tokens[rows, :1], Context(Visibility(torch.full((2, 1), 3)), cache)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
+def test_its_shapes_and_places_in_memory_do_not_change():
+    net, cache, piece = network(FAMILIES["hybrid"]), Cache(8), torch.tensor([[3], [4]])
+    kept = []
+    with torch.no_grad():
+        for index in range(4):
+            net(piece, Context(Visibility(torch.full((2, 1), index)), cache))
+            cache = cache if index else cache.fixed(piece.device)
+            kept.append({address: (t.shape, t.data_ptr()) for address, t in cache._buffers.items()})
+    assert kept[0] == kept[1] == kept[2] == kept[3]
+
+
+@pytest.mark.parametrize(("family", "settings"), COMPILED)
+def test_a_compiled_step_draws_the_same_text(family, settings, uncompiled):
+    net = network(FAMILIES[family])
+    wanted, found = (
+        [frame.tokens for frame in Autoregressive(step=how, **settings).frames(net, PADDED, 12, 3, SPECIALS)]
+        for how in ("eager", "compiled")
+    )
+    assert uncompiled == [{"dynamic": False}]
+    assert torch.equal(found[-1], wanted[-1])
+
+
+def test_a_graph_needs_cuda():
+    frames = Autoregressive(step="graph").frames(network(FAMILIES["Llama"]), PADDED, 3, 0, SPECIALS)
+    with pytest.raises(RequestError, match="step: graph; the network is on cpu; allowed there: eager, compiled"):
+        list(frames)
+
+
+def test_logits_that_are_not_finite_are_seen_at_once_on_a_cpu():
+    net = network(FAMILIES["Llama"])
+    frames = Autoregressive().frames(net, PADDED, 9, 0, SPECIALS)
+    next(frames)
+    with torch.no_grad():
+        net.head.weight[3] = torch.nan
+    with pytest.raises(RunError, match="not finite"):
+        next(frames)
+
+
+def test_frames_stay_as_they_were():
+    """They share memory with later ones."""
+    net = network(FAMILIES["Llama"])
+    kept = [(frame.tokens, frame.tokens.clone()) for frame in Autoregressive().frames(net, PADDED, 5, 0, SPECIALS)]
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+@pytest.mark.parametrize("spec", FAMILIES.values(), ids=FAMILIES)
+def test_how_weights_lie_changes_nothing_but_rounding(spec):
+    net, twin = network(spec), network(spec)
+    lay_out(twin)
+    turned = [module.weight.t().is_contiguous() for module in twin.modules() if isinstance(module, torch.nn.Linear)]
+    assert turned and all(turned)
+    assert twin.embed.weight.t().is_contiguous() == (spec.head == "tied")
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    tokens = torch.randint(31, (2, 14))
+    wanted, found = (decode(one, tokens, None, fixed=False) for one in (net, twin))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------ on CUDA
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("step", "family", "settings"),
+    [*(("graph", family, how) for family in FAMILIES for how in (GREEDY, CUT)), *(("compiled", *c) for c in COMPILED)],
+)
+def test_graphs_draw_what_is_drawn_operation_by_operation(step, family, settings):
+    net, prompt = network(FAMILIES[family]).cuda(), PADDED.cuda()
+    wanted, found = (
+        list(Autoregressive(step=how, **settings).frames(net, prompt, 14, 3, SPECIALS))[-1].tokens
+        for how in ("eager", step)
+    )
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.gpu
+def test_a_graph_is_captured_and_replayed(monkeypatch):
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(graph), replay(graph)))
+    net = network(FAMILIES["hybrid"]).cuda()
+    frames = list(Autoregressive(step="graph").frames(net, PADDED.cuda(), 12, 0, SPECIALS))
+    assert len(replays) == 12 - 1 - stepping.WARM
+    assert len(set(map(id, replays))) == 1
+    assert [frame.tokens.shape[1] for frame in frames] == list(range(6, 18))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("step", ["eager", "graph"])
+def test_no_frame_waits_for_the_device(step):
+    net = network(FAMILIES["Llama"]).cuda()
+    frames = Autoregressive(step=step, top_p=0.9).frames(net, PADDED.cuda(), 20, 0, SPECIALS)
+    for _ in range(8):
+        next(frames)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(8):
+            next(frames)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("step", ["eager", "graph"])
+def test_damage_is_seen_on_a_device_too(step):
+    net = network(FAMILIES["Llama"]).cuda()
+    with torch.no_grad():
+        net.head.weight[3] = torch.nan
+    with pytest.raises(RunError, match="not finite"):
+        list(Autoregressive(step=step).frames(net, PADDED.cuda(), 9, 0, SPECIALS))
