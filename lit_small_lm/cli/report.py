@@ -144,7 +144,7 @@ def summary(run_dir: Path, bound: str) -> str:
     if not scores:
         return text
     first, end = scores[0], scores[-1]
-    before = f" (step {first['step']}: {first[rate]:.3f})" if len(scores) > 1 else ""
+    before = f" (step {first['step']}: {float(first[rate]):.3f})" if len(scores) > 1 else ""  # "nan" is text in JSON
     return (
         f"{text}; validation {plus_minus(end[rate], end[f'{rate}_standard_error'])} bits per "
         f"byte ({provenance(bound, end['val/documents'])}){before}"

@@ -11,6 +11,7 @@ import torch
 from lit_small_lm import load
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import write
+from lit_small_lm.cli.report import summary
 
 PLUGIN = '''
 """A scheme of the user's."""
@@ -290,6 +291,14 @@ def test_a_run_whose_time_is_up_does_not_go_on_for_nothing(tmp_path, tiny, capsy
     assert main(["fit", "--resume", *run_dir]) == 2
     assert "error: trainer.max_time: 1 s in all; the run took " in capsys.readouterr().err.splitlines()[-1]
     assert main(["fit", "--resume", "--trainer.max_time", "null", "--trainer.max_steps", "2", *run_dir]) == 2
+
+
+def test_scores_that_are_no_numbers_are_summed_up(tmp_path):
+    """JSON has no word for them: they are text there."""
+    score = {"val/bits_per_byte": "nan", "val/bits_per_byte_standard_error": "nan", "val/documents": 3.0}
+    lines = [{"step": step, "tokens": 64, "seconds": 1.0, **score} for step in (4, 8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "validation nan bits per byte" in (said := summary(tmp_path, "exact")) and "(step 4: nan)" in said
 
 
 def test_a_reader_that_goes_away_is_no_error():
