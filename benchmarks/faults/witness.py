@@ -24,7 +24,7 @@ class Witness(Callback):
 
     Args:
         file: where the lines go.
-        fault: none, nan (the network's answer to a batch that holds row `at`), or, in step `at`, raise, kill, stop or
+        fault: none, nan (what is embedded of a batch that holds row `at`), or, in step `at`, raise, kill, stop or
             clock (set back by a year).
         at: see above.
         rank: the process in which the fault is.
@@ -36,7 +36,7 @@ class Witness(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.fault == "nan":
-            pl_module.net.register_forward_hook(lambda net, given, answer: answer * self._factor())
+            pl_module.net.embed.register_forward_hook(lambda embed, given, x: x * self._factor())
 
     def _factor(self) -> float:
         return float("nan") if self._poisoned else 1.0
