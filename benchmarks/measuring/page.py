@@ -175,7 +175,7 @@ def newest(lines: list[Line]) -> Found:
 
 def table(rows: list[Row], found: Found) -> str:
     """A row for each figure there is."""
-    text = ["| | measured | spread | bar | | measured by |", "| --- | --- | --- | --- | --- | --- |"]
+    text = ["| | measured | spread | bar | | command, commit, load |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         figure = row.figure(found)
         if figure is None:
@@ -183,7 +183,7 @@ def table(rows: list[Row], found: Found) -> str:
             continue
         met = figure.value >= row.bar if row.better == ">=" else figure.value <= row.bar
         value = f"{figure.value:,.{row.digits}f}{row.unit}"
-        by = f"`{figure.line['command']}`, {figure.line['date']}, load {figure.line['load']}"
+        by = f"`{figure.line['command']}`, {figure.line['commit']}, load {figure.line['load']}"
         words = [row.what, value, figure.spread, f"{row.better} {row.bar}{row.unit}", "met" if met else "not met", by]
         text.append(f"| {' | '.join(words)} |")
     return "\n".join(text)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import date
@@ -33,8 +34,16 @@ def place() -> dict[str, object]:
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores of {processor()}",
         "load": round(os.getloadavg()[0], 1),
+        "commit": commit(),
         "versions": {"python": platform.python_version(), **versions()},
     }
+
+
+def commit() -> str | None:
+    """That of the folder the benchmarks lie in, where it is a checkout."""
+    asked = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def processor() -> str:

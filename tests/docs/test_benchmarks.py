@@ -177,19 +177,19 @@ def test_kept_lines_say_where_they_come_from(measuring, monkeypatch, tmp_path):
     line = json.loads(record.keep('{"benchmark": "data", "machine": "x86_64"}'))
     (file,) = tmp_path.iterdir()
     assert json.loads(file.read_text()) == line
-    assert "cores of" in line["machine"] and {"date", "command", "versions"} <= set(line)
+    assert "cores of" in line["machine"] and {"date", "command", "commit", "versions"} <= set(line)
 
 
 def test_the_page_holds_the_newest_figure_against_its_bar(measuring):
     from measuring.page import Row, newest, of, profile, ratio, table
 
-    place = {"command": "python x", "date": "2026-01-02", "load": 1.5}
+    place = {"command": "python x", "date": "2026-01-02", "commit": "abc", "load": 1.5}
     slow = {"benchmark": "training", "threads": 1, "peer": "fit", "ratio": 0.9, "lower_quartile": 0.8, **place}
     lines = [{**slow, "upper_quartile": 1.0}, {**slow, "ratio": 1.1, "upper_quartile": 1.2}]
     rows = [Row("a", ratio(peer="fit"), 1.0, ">="), Row("b", ratio(peer="loop"), 1.0, ">=")]
     rows += [Row("c", of("training", "ratio", peer="fit"), 1.0, "<=")]
     text = table(rows, newest(lines)).splitlines()[2:]
-    assert text[0] == "| a | 1.10 | 0.8 to 1.2 | >= 1.0 | met | `python x`, 2026-01-02, load 1.5 |"
+    assert text[0] == "| a | 1.10 | 0.8 to 1.2 | >= 1.0 | met | `python x`, abc, load 1.5 |"
     assert "not measured" in text[1] and "| not met |" in text[2]
     share = {"benchmark": "profiling", "shape": "S1", "label": "before", "percent": {"attention": 12.5}, **place}
     assert "| attention | 12.5 |" in profile([share])
