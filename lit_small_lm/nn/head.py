@@ -6,14 +6,15 @@ weights are known before, as while training, each piece of logits gives its part
 (`token_nll`). Both are cut in the spirit of arXiv 2411.09009.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import register_flop_formula
 
 from lit_small_lm.context import Context
 
@@ -21,6 +22,7 @@ CHUNK_LOGITS = 1 << 26
 """Logits that `token_nll` holds at once; fewer are scored in one piece."""
 SUMMED_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits that `summed_nll` holds at once, by the kind of device."""
+Pieces = Literal["plain", "compiled"]
 
 
 class Score(nn.Module):
@@ -35,6 +37,8 @@ class Score(nn.Module):
     def __init__(self, softcap: float | None, z_loss: float) -> None:
         super().__init__()
         self.softcap, self.z_loss = softcap, z_loss
+        self.pieces: Pieces = "plain"
+        """Whether what is done with each piece of logits on a GPU is compiled."""
 
     def forward(self, h: Tensor, weight: Tensor, targets: Tensor, ctx: Context) -> Tensor:
         wanted, how, summing = targets.flatten(), {"softcap": self.softcap, "impossible": ctx.impossible}, ctx.summing
@@ -45,7 +49,7 @@ class Score(nn.Module):
             nll = token_nll(h, weight, wanted, **how).view(targets.shape)
         else:
             weights = None if summing.weights is None else summing.weights.flatten()
-            ctx.trace.nats, nll = summed_nll(h, weight, wanted, weights, **how)
+            ctx.trace.nats, nll = summed_nll(h, weight, wanted, weights, pieces=self.pieces, **how)
             return nll.view(targets.shape)
         if summing is not None:
             ctx.trace.nats = summing.of(nll)
@@ -87,17 +91,22 @@ def summed_nll(
     softcap: float | None = None,
     chunk_logits: int | None = None,
     impossible: Sequence[int] = (),
+    pieces: Pieces = "plain",
 ) -> tuple[Tensor, Tensor]:
     """h (M, D), weight (V, D), targets (M,), weights (M,) or None for all one -> the sum () of the nats of all targets,
     each times its weight, and the nats (M,) by themselves, through which no gradient flows.
 
-    At most `chunk_logits` logits are held at once; None: as many as pay on the device.
+    At most `chunk_logits` logits are held at once; None: as many as pay on the device. It is one operator of our own,
+    so that a compiled network has one form of it for any number of targets.
     """
     if not torch.is_grad_enabled():
         nll = token_nll(h, weight, targets, softcap, chunk_logits or CHUNK_LOGITS, impossible)
         return (nll if weights is None else nll * weights).sum(), nll
-    chunk = chunk_logits or SUMMED_LOGITS.get(h.device.type, SUMMED_LOGITS["cuda"])
-    return _SummedNLL.apply(h, weight, targets, weights, max(1, chunk // weight.shape[0]), softcap, impossible)
+    kind = h.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocast else h.dtype
+    rows = max(1, (chunk_logits or SUMMED_LOGITS.get(kind, SUMMED_LOGITS["cuda"])) // weight.shape[0])
+    return _summed(h, weight, targets, weights, softcap, list(impossible), dtype, rows, pieces)[:2]
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -151,46 +160,74 @@ def _in_pieces(
     return torch.cat(found, dim=-1)
 
 
-class _SummedNLL(torch.autograd.Function):
-    """`summed_nll`, so many rows at once."""
+@torch.library.custom_op("lit_small_lm::summed_nll", mutates_args=())
+def _summed(
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    softcap: float | None,
+    impossible: Sequence[int],
+    dtype: torch.dtype,
+    rows: int,
+    pieces: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum, the nats (M,), and the gradients of the sum by h and by weight; computed in `dtype`, so many rows at
+    once."""
+    score = _compiled() if pieces == "compiled" and h.is_cuda else _nll_and_gradient
+    nats, h_grads, total = [], [], None
+    with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+        head = weight.to(dtype)
+        for part in (slice(start, start + rows) for start in range(0, max(1, len(h)), rows)):
+            given, scale = h[part].to(dtype), None if weights is None else weights[part]
+            nll, grad = score(F.linear(given, head), targets[part], scale, softcap, impossible, dtype)
+            nats.append(nll)
+            h_grads.append((grad @ head).to(h.dtype))  # (m, D)
+            total = _accumulated(total, grad.t(), given, weight.dtype)  # (V, D)
+    nll = torch.cat(nats)
+    return (nll if weights is None else nll * weights).sum(), nll, torch.cat(h_grads), total
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        h: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        weights: Tensor | None,
-        rows: int,
-        softcap: float | None,
-        impossible: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        kind, nats, h_grads, total = h.device.type, [], [], None
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
-        with torch.autocast(kind, enabled=False):
-            head = weight.to(dtype)
-            for part in (slice(start, start + rows) for start in range(0, max(1, len(h)), rows)):
-                given, scale = h[part].to(dtype), None if weights is None else weights[part]
-                nll, grad = _nll_and_gradient(F.linear(given, head), targets[part], scale, softcap, impossible)
-                nats.append(nll)
-                h_grads.append((grad.to(dtype) @ head).to(h.dtype))  # (m, D)
-                total = _accumulated(total, grad.to(dtype).t(), given, weight.dtype)  # (V, D)
-        ctx.save_for_backward(torch.cat(h_grads), total)
-        nll = torch.cat(nats)
-        ctx.mark_non_differentiable(nll)
-        return (nll if weights is None else nll * weights).sum(), nll
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        h_grad, weight_grad = ctx.saved_tensors
-        return h_grad * grad.to(h_grad.dtype), weight_grad * grad.to(weight_grad.dtype), None, None, None, None, None
+@_summed.register_fake
+def _(h, weight, targets, weights, softcap, impossible, dtype, rows, pieces):
+    nll = h.new_empty(h.shape[0], dtype=torch.promote_types(dtype, torch.float32))
+    total = nll if weights is None else nll.to(torch.promote_types(nll.dtype, weights.dtype))
+    return total.new_empty(()), nll, torch.empty_like(h), torch.empty_like(weight)
+
+
+def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = (kept * grad.to(kept.dtype) for kept in ctx.saved_tensors)
+    return *gradients, None, None, None, None, None, None, None
+
+
+_summed.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.lit_small_lm.summed_nll)
+def _flops(h, weight, *args, out_shape=None, **kwargs) -> int:
+    return 6 * h[0] * h[1] * weight[0]
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`_nll_and_gradient` in one kernel or two, for pieces of any length."""
+    return torch.compile(_nll_and_gradient)
 
 
 def _nll_and_gradient(
-    logits: Tensor, targets: Tensor, weights: Tensor | None, softcap: float | None, impossible: Sequence[int]
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    softcap: float | None,
+    impossible: Sequence[int],
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """The nats (m,) of targets (m,) under logits (m, V), and the gradient (m, V) of their weighted sum."""
+    """The nats (m,) of targets (m,) under logits (m, V), and the gradient (m, V) of their weighted sum in `dtype`."""
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
     slope = None
     if softcap is not None:
@@ -205,7 +242,7 @@ def _nll_and_gradient(
         grad *= slope
     if weights is not None:
         grad *= weights.unsqueeze(1).to(grad.dtype)
-    return nll.squeeze(1), grad
+    return nll.squeeze(1), grad.to(dtype)
 
 
 def _accumulated(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

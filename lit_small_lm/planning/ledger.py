@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lit_small_lm.grouped  # noqa: F401  (registers the operators that `workspace` knows)
+import lit_small_lm.grouped
+import lit_small_lm.nn.head  # noqa: F401  (they register the operators that `workspace` knows)
 
 POOLED = 32 << 20
 """Bytes up to which a tensor comes out of the C library's heap, which keeps what is freed (glibc's largest
@@ -61,24 +62,35 @@ class Ledger(TorchDispatchMode):
         for tensor in pytree.tree_leaves(found):
             if isinstance(tensor, Tensor):
                 self.enter(tensor)
-        self.peak = max(self.peak, self.bytes + workspace(func, args))
+        held = workspace(func, args)
+        self.peak = max(self.peak, self.bytes + sum(held))
+        self.pooled_peak = max(self.pooled_peak, self.pooled + sum(size for size in held if size <= POOLED))
         return found
 
 
-def workspace(func: Any, args: tuple) -> int:
-    """Bytes that an operation of this package needs while it runs, beside what goes in and comes out."""
-    grouped = torch.ops.lit_small_lm
-    if func is grouped.grouped_linear.default:
+def workspace(func: Any, args: tuple) -> list[int]:
+    """Bytes of the tensors that an operation of this package holds while it runs, beside what goes in and comes out."""
+    own = torch.ops.lit_small_lm
+    if func is own.summed_nll.default:
+        return _piece_of_logits(*args)
+    if func is own.grouped_linear.default:
         rows, weights, _ = args
         return _stacked(rows, weights)
-    if func is grouped.grouped_linear_backward.default:
+    if func is own.grouped_linear_backward.default:
         _, rows, weights, _ = args
         same = rows.dtype == weights[0].dtype
-        return _stacked(rows, weights) + (0 if same else sum(weight.numel() for weight in weights) * rows.itemsize)
-    return 0
+        return _stacked(rows, weights) + ([] if same else [sum(weight.numel() for weight in weights) * rows.itemsize])
+    return []
 
 
-def _stacked(rows: Tensor, weights: list[Tensor]) -> int:
+def _piece_of_logits(h, weight, targets, weights, softcap, impossible, dtype, rows, pieces) -> list[int]:
+    """Logits, their log-softmax and, of a smaller type, its gradient; and a copy of the head in that type."""
+    count, exact = min(rows, len(h)) * len(weight), torch.promote_types(dtype, torch.float32).itemsize
+    logits = [count * exact] * 2
+    return logits if weight.dtype == dtype else [*logits, count * dtype.itemsize, weight.numel() * dtype.itemsize]
+
+
+def _stacked(rows: Tensor, weights: list[Tensor]) -> list[int]:
     """All experts' matrices in one tensor, and, of another dtype, a copy of each before."""
     size = sum(weight.numel() for weight in weights) * rows.itemsize
-    return size if rows.dtype == weights[0].dtype else 2 * size
+    return [size] if rows.dtype == weights[0].dtype else [size, size]

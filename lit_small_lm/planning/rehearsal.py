@@ -1,7 +1,7 @@
 """A training step rehearsed without storage: what is alive in each of its phases, for a network of a few layers.
 
-The step is the one that training takes: the objective's question, the forward pass under the run's precision while the
-gradients of the step before are still there, the backward pass, clipping, and the optimizer itself.
+The step is the one that training takes: the objective's question, the forward pass under the run's precision, where
+batches are accumulated while gradients of those before are there, the backward pass, clipping, and the optimizer.
 """
 
 import contextlib
@@ -159,9 +159,9 @@ class _Step:
     def _peaks(self, optimizer: torch.optim.Optimizer) -> tuple[Peak, Peak, Peak]:
         """Take a step; the most that was alive in each of its phases."""
         with self.values:
-            loss, forward = self._peak(self._loss)
             if self.workload.accumulated == 1:
                 optimizer.zero_grad()
+            loss, forward = self._peak(self._loss)
             _, backward = self._peak(loss.backward)
         del loss
         _, update = self._peak(lambda: self._update(optimizer))

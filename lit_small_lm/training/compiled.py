@@ -1,8 +1,9 @@
-"""torch.compile: of the whole network, or of one layer of each kind; and where it keeps the machine code it loads again.
+"""torch.compile: of the whole network, or of one layer of each kind; and where it keeps the code that it loads again.
 
 A deep network compiled whole is unrolled, and that takes minutes. By layers each kind of layer is compiled once, and
-run for all of its kind. The folder of the code has to be the user's own: by default that is a folder below /tmp named after the user, which anybody on the machine may make first
-(TORCHINDUCTOR_CACHE_DIR names another). What lies in it is run without being looked at.
+run for all of its kind. The folder of the code has to be the user's own: by default it is one below /tmp named after
+the user, which anybody on the machine may make first (TORCHINDUCTOR_CACHE_DIR names another). What lies in it is run
+without being looked at.
 """
 
 import getpass
@@ -45,12 +46,13 @@ def compile_network(net: Backbone, mode: str) -> None:
     if mode == "off":
         return
     refuse_foreign_cache()
+    net.score.pieces = "compiled"
     if mode != BY_LAYERS:
         net.compile(mode=None if mode == "default" else mode)
         return
     raise_limit(2 * len(net.layers))  # layers that differ are compiled one by one, and all of them fit
-    for part in (*net.layers, net.score):
-        part.compile()
+    for layer in net.layers:
+        layer.compile()
 
 
 def raise_limit(count: int) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
-from lit_small_lm.context import Context
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.attention_residuals import AttentionResiduals
 from lit_small_lm.nn.mlp import GatedMLP
@@ -86,11 +85,11 @@ def on_real_tensors(spec, workload):
         weights = sum(p.nbytes for p in net.parameters())
         optimizer = workload.optim.build(list(net.named_roles()), fused=True)
         for _ in range(2):  # gradients and state are there in the second one
+            optimizer.zero_grad()
             peaks, begun = [], ledger.bytes
             ledger.mark()
             loss = forward(net, query, workload, kept, ledger)
             peaks.append(ledger.peak)
-            optimizer.zero_grad()
             ledger.mark()
             loss.backward()
             del loss
@@ -106,8 +105,9 @@ def on_real_tensors(spec, workload):
 def forward(net, query, workload, kept, ledger):
     dtype = COMPUTED_IN.get(workload.precision)
     with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
-        nll = net(query.tokens, query.context(), query.targets, query.scored)
-        loss = (nll if query.weights is None else nll * query.weights).sum() / query.tokens.numel()
+        ctx = query.summed()
+        net(query.tokens, ctx, query.targets, query.scored)
+        loss = ctx.trace.nats / query.tokens.numel()
         kept["ended"] = ledger.bytes
     return loss
 
@@ -147,12 +147,13 @@ def test_activations_are_what_autograd_saves():
     kept = {}
     net.close.register_forward_pre_hook(lambda *_: kept.update(closing=sum(saved.values())))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = net(query.tokens, Context(query.visibility), query.targets).sum()
+        ctx = query.summed()
+        net(query.tokens, ctx, query.targets)
     stream = 4 * WORKLOAD.rows * WORKLOAD.seq_len * DIMS.dim
     mask = WORKLOAD.rows * WORKLOAD.seq_len**2
     found = rehearse(Outline(BackboneSpec(), DIMS, VOCAB), WORKLOAD)
     assert 0 <= found.activations - (kept["closing"] + stream + mask) <= ids(WORKLOAD)
-    assert loss.requires_grad and found.activations + found.head > sum(saved.values())
+    assert ctx.trace.nats.requires_grad and found.activations + found.head > sum(saved.values())
 
 
 @pytest.mark.parametrize("name", DEEP)
@@ -188,12 +189,12 @@ def test_pure_bfloat16_halves_everything_kept():
 
 
 def test_accumulated_batches_keep_the_gradients():
-    """The first batch of a step begins without gradients in the backward pass, a later one with all of them."""
+    """The first batch of a step begins without gradients, a later one with all of them."""
     outline = Outline(BackboneSpec(), DIMS, VOCAB)
     once = rehearse(outline, WORKLOAD)
     twice = rehearse(outline, dataclasses.replace(WORKLOAD, batch_size=8))
     assert twice.backward - once.backward == once.gradients
-    assert twice.forward == once.forward
+    assert twice.forward - once.forward == once.gradients
 
 
 def test_checkpointing_keeps_the_input_of_every_layer():
@@ -219,6 +220,6 @@ def test_experts_are_stacked_for_their_product():
     ]
     few, many = (rehearse(Outline(spec, DIMS, VOCAB), WORKLOAD) for spec in specs)
     stacked = 64 * 4 * 2 * DIMS.dim * DIMS.hidden  # gate and up of one layer, beyond those of four experts
-    grown = many.weights + many.gradients + many.optimizer - few.weights - few.gradients - few.optimizer
+    grown = many.weights + many.optimizer - few.weights - few.optimizer
     assert many.activations - few.activations < stacked / 4
     assert many.forward - few.forward - grown > stacked / 2
