@@ -28,6 +28,11 @@ class PluginTests(pytest.Module):
         return importlib.import_module(".".join(["lit_small_lm.plugins", *parts]))
 
 
+def pytest_configure(config):
+    """Tests cut runs short, and then a warm-up is longer than they are."""
+    config.addinivalue_line("filterwarnings", "ignore:schedule.warmup. .* steps with trainer.max_steps")
+
+
 def pytest_collect_directory(path, parent):
     if path.resolve().is_relative_to(PLUGINS):
         return pytest.Dir.from_parent(parent, path=path)  # a pytest.Package would import its __init__.py
