@@ -4,7 +4,7 @@
 
 prints one JSON line for each peer of each contest; needs the extra [hf]. Every peer trains in float32 with fused AdamW
 (0.9, 0.95; decay 0.1) and gradients clipped at norm 1, which is checked, on batches that are the same to the bit, under
-the same settings of the allocator. Contests, of which the first peer is the unit of the ratios:
+the same settings of the allocator. Contests:
 
     eager      `loop`, transformers' Llama in a plain loop; `module`, this package's network in one; `fit`, the command
                line with logger, progress and checkpoints as they are by default
@@ -16,8 +16,9 @@ the same settings of the allocator. Contests, of which the first peer is the uni
                nothing beside it, and with its defaults
     block      `module`; `block`, this package's block diffusion on the same rows, in blocks of 16
 
-A ratio above 1 is faster than the unit. With one thread it is of processor time, with more of wall time. `percent` is
-the share of what a product of 1024 x 1024 matrices reached in the same turns at its best.
+`over` holds a peer against each of the others: ratios above 1 are faster, the median with its quartiles. With one
+thread they are of processor time, with more of wall time. `percent` is the share of what a product of 1024 x 1024
+matrices reached in the same turns at its best.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from pathlib import Path
 from measuring.cases import CASES, Case
 from measuring.commands import command, environment_of, prepared
 from measuring.record import say
-from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, difference, race, ratios
+from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, compared, race
 
 CONTESTS = {
     "eager": ("loop", "module", "fit"),
@@ -68,12 +69,11 @@ def measured(
 
 
 def figures(found: Mapping[str, Outcome], case: Case, threads: int) -> Iterator[dict[str, object]]:
-    """A line for each peer; the first is the unit."""
+    """A line for each peer, held against every other one."""
     clock = "processor" if threads == 1 else "wall"
     ruler = found[RULER].settings["gflop"]
     best = max(ruler / getattr(step, clock) for step in found[RULER].steps)
     peers = [peer for peer in found if peer != RULER]
-    unit = found[peers[0]].steps
     for peer in peers:
         outcome = found[peer]
         seconds = {name: statistics.median(getattr(step, name) for step in outcome.steps) for name in Seconds._fields}
@@ -81,12 +81,10 @@ def figures(found: Mapping[str, Outcome], case: Case, threads: int) -> Iterator[
         yield {
             "peer": peer,
             "step_ms": round(1000 * seconds[clock], 2),
-            "step_ms_over_unit": round(1000 * difference(outcome.steps, unit, clock), 2),
             "tokens_per_processor_second": round(case.tokens / seconds["processor"], 1),
             "tokens_per_second": round(case.tokens / seconds["wall"], 1),
-            "by": peers[0],
             "clock": clock,
-            **ratios(outcome.steps, unit, clock),
+            "over": {unit: compared(outcome.steps, found[unit].steps, clock) for unit in peers if unit != peer},
             "peak_mb": round(outcome.peak_mb),
             "gflops": round(gflops, 1),
             "percent": round(100 * gflops / best, 1),

@@ -159,15 +159,11 @@ def race(
             peer.kill()
 
 
-def ratios(steps: Sequence[Seconds], unit: Sequence[Seconds], clock: str) -> dict[str, float]:
-    """How often one peer's step goes into another's, turn by turn: the median, and the quartiles as the spread."""
-    pairs = [getattr(theirs, clock) / getattr(own, clock) for own, theirs in zip(steps, unit, strict=True)]
-    low, middle, high = statistics.quantiles(pairs, n=4, method="inclusive") if len(pairs) > 1 else pairs * 3
-    return {"ratio": round(middle, 3), "lower_quartile": round(low, 3), "upper_quartile": round(high, 3)}
-
-
-def difference(steps: Sequence[Seconds], unit: Sequence[Seconds], clock: str) -> float:
-    """The median of what a peer's step takes more than another's, turn by turn, in seconds."""
-    return statistics.median(
-        getattr(own, clock) - getattr(theirs, clock) for own, theirs in zip(steps, unit, strict=True)
-    )
+def compared(steps: Sequence[Seconds], unit: Sequence[Seconds], clock: str) -> dict[str, float]:
+    """How often one peer's step goes into another's, turn by turn: the median, and the quartiles as the spread; and how
+    many milliseconds it takes more."""
+    pairs = [(getattr(own, clock), getattr(theirs, clock)) for own, theirs in zip(steps, unit, strict=True)]
+    found = [theirs / own for own, theirs in pairs]
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
+    more = 1000 * statistics.median(own - theirs for own, theirs in pairs)
+    return {"ratio": round(middle, 3), "lower": round(low, 3), "upper": round(high, 3), "ms_more": round(more, 2)}

@@ -74,15 +74,14 @@ def race_of(names, tmp_path, turns=3):
 
 
 def test_peers_take_turns_and_tell_what_a_step_took(measuring, tmp_path):
-    from measuring.turns import difference, ratios
+    from measuring.turns import compared
 
     found = race_of({"short": 0.004, "long": 0.012}, tmp_path)
     assert [outcome.settings["name"] for outcome in found.values()] == ["short", "long"]
     assert all(len(outcome.steps) == 3 and outcome.peak_mb > 5 for outcome in found.values())
     assert found["short"].steps[0].processor >= 0.004 and found["long"].steps[0].processor >= 0.012
-    speed = ratios(found["long"].steps, found["short"].steps, "processor")
-    assert 0.2 < speed["ratio"] < 0.6
-    assert 0.004 < difference(found["long"].steps, found["short"].steps, "processor") < 0.02
+    against = compared(found["long"].steps, found["short"].steps, "processor")
+    assert 0.2 < against["ratio"] < 0.6 and 4 < against["ms_more"] < 20
 
 
 def test_a_peer_that_fails_is_named_with_its_last_words(measuring, tmp_path):
@@ -91,11 +90,11 @@ def test_a_peer_that_fails_is_named_with_its_last_words(measuring, tmp_path):
 
 
 def test_medians_and_quartiles_of_ratios_are_of_pairs(measuring):
-    from measuring.turns import Seconds, ratios
+    from measuring.turns import Seconds, compared
 
     own, unit = [Seconds(1, 1), Seconds(2, 2), Seconds(4, 4)], [Seconds(1, 1), Seconds(4, 4), Seconds(12, 12)]
-    assert ratios(own, unit, "processor") == {"ratio": 2, "lower_quartile": 1.5, "upper_quartile": 2.5}
-    assert ratios(own[:1], unit[:1], "wall")["ratio"] == 1
+    assert compared(own, unit, "processor") == {"ratio": 2, "lower": 1.5, "upper": 2.5, "ms_more": -2000}
+    assert compared(own[:1], unit[:1], "wall")["ratio"] == 1
 
 
 @pytest.mark.parametrize("name", ["module", "masked", "block", "loop", "loop_masked"])
@@ -184,10 +183,11 @@ def test_the_page_holds_the_newest_figure_against_its_bar(measuring):
     from measuring.page import Row, newest, of, profile, ratio, table
 
     place = {"command": "python x", "date": "2026-01-02", "commit": "abc", "load": 1.5}
-    slow = {"benchmark": "training", "threads": 1, "peer": "fit", "ratio": 0.9, "lower_quartile": 0.8, **place}
-    lines = [{**slow, "upper_quartile": 1.0}, {**slow, "ratio": 1.1, "upper_quartile": 1.2}]
-    rows = [Row("a", ratio(peer="fit"), 1.0, ">="), Row("b", ratio(peer="loop"), 1.0, ">=")]
-    rows += [Row("c", of("training", "ratio", peer="fit"), 1.0, "<=")]
+    line = {"benchmark": "training", "threads": 1, "peer": "fit", **place}
+    found = [{"ratio": 0.9, "lower": 0.8, "upper": 1.0}, {"ratio": 1.1, "lower": 0.8, "upper": 1.2}]
+    lines = [{**line, "over": {"loop": over}} for over in found]
+    rows = [Row("a", ratio("loop", peer="fit"), 1.0, ">="), Row("b", ratio("module", peer="fit"), 1.0, ">=")]
+    rows += [Row("c", of("training", "over", "loop", "ratio", peer="fit"), 1.0, "<=")]
     text = table(rows, newest(lines)).splitlines()[2:]
     assert text[0] == "| a | 1.10 | 0.8 to 1.2 | >= 1.0 | met | `python x`, abc, load 1.5 |"
     assert "not measured" in text[1] and "| not met |" in text[2]
