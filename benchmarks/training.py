@@ -8,7 +8,8 @@ the same settings of the allocator. Contests:
 
     eager      `loop`, transformers' Llama in a plain loop; `module`, this package's network in one; `fit`, the command
                line with logger, progress and checkpoints as they are by default
-    compiled   `loop`; `loop_compiled`; `fit_compiled`, the command line with `--compile default`
+    compiled   `loop`; `loop_compiled`; `fit_compiled` and `fit_layers`, the command line with `--compile default` and
+               `--compile layers`
     litgpt     `litgpt_compiled`, litgpt's model and loss; `fit_compiled`; only where litgpt is installed
     masked     `loop_masked`, transformers' Llama seen both ways with head and loss at every position; `masked`, this
                package's masked diffusion; `masked_compiled`
@@ -37,7 +38,7 @@ from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, compared, 
 
 CONTESTS = {
     "eager": ("loop", "module", "fit"),
-    "compiled": ("loop", "loop_compiled", "fit_compiled"),
+    "compiled": ("loop", "loop_compiled", "fit_compiled", "fit_layers"),
     **({"litgpt": ("litgpt_compiled", "fit_compiled")} if find_spec("litgpt") else {}),
     "masked": ("loop_masked", "masked", "masked_compiled"),
     "block": ("module", "block"),

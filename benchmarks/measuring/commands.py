@@ -10,7 +10,7 @@ from measuring.cases import CASES
 from measuring.turns import ALLOCATORS
 
 HERE = Path(__file__).parent
-FITS = {"fit": (), "fit_compiled": ("--compile", "default")}
+FITS = {"fit": (), "fit_compiled": ("--compile", "default"), "fit_layers": ("--compile", "layers")}
 """Options of peers that are the command line."""
 
 

@@ -25,6 +25,7 @@ from lit_small_lm.objectives.masked_diffusion import MaskedDiffusion
 from lit_small_lm.objectives.next_token import NextToken
 from lit_small_lm.plugin import Objective
 from lit_small_lm.shapes import FixedShape
+from lit_small_lm.training.compiled import compile_network
 from lit_small_lm.training.optim import AdamW
 from lit_small_lm.training.score import weighted_sum
 from measuring.cases import CASES, Case
@@ -141,7 +142,9 @@ def built(name: str, case: Case) -> tuple[nn.Module, Loss, torch.optim.Optimizer
         net = make(case)
         loss = ask(net)
         optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    if way != name:
+    if way != name and way in OBJECTIVES:
+        compile_network(net, "default")
+    elif way != name:
         net.compile()
     return net, loss, optimizer
 
