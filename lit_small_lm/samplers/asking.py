@@ -29,6 +29,7 @@ class Asker(abc.ABC):
     def logits(self, wanted: Tensor, columns: slice) -> Tensor:
         """Logits (M, V) of the wanted places (B, W), all of them in one block's columns; head at these places alone."""
 
+    @torch.inference_mode()
     def _ask(self, tokens: Tensor, ctx: Context, rows: Tensor, columns: Tensor) -> Tensor:
         """Logits (M, V) at these rows (M,) and columns (M,) of tokens (B, T)."""
         self.nfe += 1

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lit_small_lm.context import Cache, Context, Trace
 from lit_small_lm.keys import generator
 from lit_small_lm.plugin import Decoding, Frame, Net, Sampler, Specials, setting
-from lit_small_lm.samplers.logits import chosen, finite, refuse_damage
+from lit_small_lm.samplers.logits import finite, pick, refuse_damage
 from lit_small_lm.samplers.padding import left_padding, padded_rows, refuse_masks
 from lit_small_lm.samplers.stepping import Step, Stepping, stepper
 
@@ -103,7 +103,7 @@ class _Rows:
         logits = self.net(tokens, ctx, scored=last)  # (B, V)
         self.finite &= finite(logits)
         uniform = self.uniform.index_select(1, behind).squeeze(1)
-        found = chosen(logits, uniform, spec.temperature, spec.top_k, spec.top_p, self.never)
+        found = pick(logits, uniform, spec.temperature, spec.top_k, spec.top_p, self.never)
         self.tokens.index_copy_(1, behind, found.unsqueeze(1))
 
 

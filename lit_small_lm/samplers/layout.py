@@ -1,7 +1,8 @@
 """How the weights of a network lie in memory while text is drawn from it.
 
-PyTorch keeps a linear map as (outputs, inputs). A product with few rows is bound by reading that matrix, and CPU
-libraries read it about twice as fast if what lies side by side are the outputs, not the inputs; many rows do not care.
+PyTorch keeps a linear map as (outputs, inputs). A product with a row or a few is bound by reading that matrix, and CPU
+libraries do that faster by whole columns where these are the longer ones: up to three times for the maps into a branch
+and twice for the head (AMD EPYC, MKL 2024.2). With many rows there is little difference.
 """
 
 from torch import nn
@@ -10,13 +11,14 @@ from lit_small_lm.plugin import Embedding, Linear
 
 
 def lay_out(net: nn.Module) -> None:
-    """Turn the matrices of a network on a CPU so that the outputs of each lie side by side.
+    """Turn those matrices of a network on a CPU that have more outputs than inputs, so that outputs lie side by side.
 
     Values, shapes and names stay; sums are taken in another order, so logits change by rounding. Not for a network that
     is being trained: the optimizer's state lies as its weights did.
     """
     for module in _read_whole(net):
-        if module.weight.device.type == "cpu":
+        outputs, inputs = module.weight.shape
+        if outputs > inputs and module.weight.device.type == "cpu":
             module.weight.data = module.weight.data.t().contiguous().t()
 
 

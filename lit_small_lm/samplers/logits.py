@@ -35,7 +35,7 @@ def probabilities(
     return law(logits, temperature, top_k, top_p, never)
 
 
-def chosen(
+def pick(
     logits: Tensor,
     uniform: Tensor,
     temperature: float = 1.0,
@@ -63,16 +63,19 @@ def law(
     """Probabilities (B, V) in float64 at a temperature above 0, of finite logits (B, V)."""
     logits = _without(logits.double(), never)
     below = logits - logits.amax(-1, keepdim=True)  # a tiny temperature must not overflow
-    probs = torch.softmax(below / temperature, dim=-1)
+    probs = torch.softmax(below.div_(temperature), dim=-1)
     if top_k is not None and top_k < probs.shape[-1]:
         least = probs.topk(top_k).values[:, -1:]
-        probs = probs.where(probs >= least, 0)
+        probs = _normed(probs.where(probs >= least, 0))
     if top_p < 1:
         ordered, order = probs.sort(descending=True)
         before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
-        total = ordered.sum(-1, keepdim=True)
-        probs = torch.zeros_like(probs).scatter(1, order, ordered.where(before < top_p * total, 0))
-    return probs / probs.sum(-1, keepdim=True)
+        probs = _normed(torch.zeros_like(probs).scatter(1, order, ordered.where(before < top_p, 0)))
+    return probs
+
+
+def _normed(mass: Tensor) -> Tensor:
+    return mass / mass.sum(-1, keepdim=True)
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
@@ -86,5 +89,7 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 
 def _without(logits: Tensor, never: Sequence[int] | Tensor) -> Tensor:
     """logits (B, V) with those of ids that are never drawn at minus infinity."""
+    if not len(never):
+        return logits
     index = torch.as_tensor(never, dtype=torch.long, device=logits.device)
     return logits.index_fill(-1, index, -torch.inf)

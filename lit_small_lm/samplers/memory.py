@@ -29,6 +29,7 @@ class RevisedCache(Cache):
     def advance(self, count: int) -> None:
         """Nothing is kept before `settle`."""
 
+    @torch.inference_mode()
     def settle(self, columns: int, kept: Tensor | None = None) -> None:
         """Keep the first `columns` positions of the last pass, or of each row its first `kept` (B,) of them only.
 

@@ -127,6 +127,7 @@ class _Rows:
         self.cache.settle(known)
         return logits
 
+    @torch.inference_mode()
     def _run(self, tokens: Tensor, seen: Visibility, places: Tensor) -> Tensor:
         """Logits (B, K, V) at these columns (K,) of tokens (B, T)."""
         self.nfe += 1

@@ -18,7 +18,7 @@ from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Decoding, Frame, Net, Sampler, Specials, setting
 from lit_small_lm.samplers.asking import Asker, CachedBlocks, GuidedCanvas, WholeCanvas
 from lit_small_lm.samplers.canvas import SamplingCanvas
-from lit_small_lm.samplers.logits import draw, probabilities
+from lit_small_lm.samplers.logits import finite, pick, probabilities, refuse_damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class Unmasking(Sampler):
 
     def drawn(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Tokens (M,) from `possible` logits (M, V) and uniform draws (M,)."""
-        return draw(probabilities(logits, self.temperature, self.top_k, self.top_p), uniform)
+        refuse_damage(finite(logits))
+        return pick(logits, uniform, self.temperature, self.top_k, self.top_p)
 
 
 def possible(logits: Tensor, canvas: SamplingCanvas, places: Tensor) -> Tensor:
