@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 STORMS = {
-    "kills": (2, 100), "diffusion": (2, 100), "saves": (4, 100), "damage": (3, 100), "stops": (1, 20),
+    "kills": (1, 100), "diffusion": (1, 100), "saves": (2, 100), "damage": (1, 100), "stops": (1, 20),
     "shards": (1, 10), "twice": (1, 10), "clock": (1, 10), "nonfinite": (1, 1), "ranks": (1, 1), "processes": (1, 1),
     "disk": (1, 1), "endurance": (150, 3000),
 }  # fmt: skip

@@ -5,7 +5,10 @@ or two rather than in six more, and is killed as any process is. Storms of sever
 command anew.
 """
 
+import contextlib
 import dataclasses
+import functools
+import io
 import json
 import os
 import signal
@@ -142,6 +145,13 @@ class Side:
         return dict(flat({key: content[key] for key in STATE if key in content}))
 
 
+@functools.cache
+def parsed_once() -> None:
+    """A request is read here, before any child, which then finds the parser's caches filled."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(["fit", "--model", "AutoregressiveLM", "--trainer.max_steps", "1", "--print_config"])
+
+
 class Ours(Side):
     """`lit-small-lm fit`, and `--resume` where there is a checkpoint."""
 
@@ -155,6 +165,10 @@ class Ours(Side):
         callback = {"class_path": "Witness", "init_args": {"file": str(self.seen), **self.plant}}
         place = ["--run_dir", str(self.folder), "--plugins", str(WITNESS)]
         return ["fit", *self.job.options(), "--trainer.callbacks", json.dumps([callback]), *place]
+
+    def start(self, *more: str) -> "Child":
+        parsed_once()
+        return super().start(*more)
 
     def work(self, *more: str) -> int:
         return main([*self.argv(), *more])

@@ -1,6 +1,6 @@
 """One of two processes (DDP on gloo) raises, is killed or stopped: how long the others stay, and what is said last.
 
-The command is started as a user starts it. A run that is still there after a minute is given up.
+The command is started as a user starts it. A run that is still there after 45 seconds is given up.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from job import SIDES, Job, Ours, Side
 
-GIVEN_UP, TIMEOUT, STEP = 60, 10, 8
+GIVEN_UP, TIMEOUT, STEP = 45, 10, 8
 
 
 def run(folder: Path, tries: int, sides=SIDES) -> Iterator[dict]:
