@@ -36,7 +36,8 @@ def attend(
         return tiled_attention(q, k, v, ctx.block_mask(window), scale)
     if by_parts and pays(q):
         made = ctx.trace.once(("pieces", window, q.dtype), lambda: plan(ctx.visibility, window, q.dtype))
-        return piecewise_attention(q, *ungrouped(q, k, v), made, scale)
+        if made is not None:
+            return piecewise_attention(q, *ungrouped(q, k, v), made, scale)
     mask, causal = ctx.mask(window), ctx.visibility.kind == "causal"
     if mask is not None:
         k, v = ungrouped(q, k, v)

@@ -20,9 +20,9 @@ from lit_small_lm.visibility import Place, Visibility
 
 LEAST = 512
 """Columns of a row from which on pieces pay: with fewer, the kernel is quicker than their cutting."""
-LENGTH = 64
+LENGTH = 128
 """Queries of a piece, as long as there are few pieces."""
-MOST = 8
+MOST = 6
 """There are fewer pieces of a row, or of a half, than so many: longer rows are cut into longer ones."""
 
 
@@ -79,9 +79,11 @@ class Plan(NamedTuple):
     stands for all."""
 
 
-def plan(view: Visibility, window: int | None, dtype: torch.dtype) -> Plan:
-    """How whole rows without a cache are cut."""
+def plan(view: Visibility, window: int | None, dtype: torch.dtype) -> Plan | None:
+    """How whole rows without a cache are cut; None where every query may see all of them."""
     half, chosen = half_of(view), pieces(view, window)
+    if all(run.first == 0 and run.last is None for piece in chosen for run in piece.keys):
+        return None
     view = view if view.layout is None else Visibility.laid_out(view.layout, view.positions.device)
     runs = [run for piece in chosen for run in (piece.queries, *piece.keys)]
     cuts = [None if part is None else Cut(part, 1, half, runs) for part in view.place]

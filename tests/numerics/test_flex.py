@@ -1,5 +1,6 @@
 """FlexAttention against the plain twin: its masks and the choice of a way on every machine, its kernels on a GPU."""
 
+import functools
 import itertools
 
 import pytest
@@ -146,6 +147,17 @@ def test_in_one_graph_with_its_network(packed, monkeypatch):
         torch.testing.assert_close(found, dense, rtol=1e-4, atol=1e-6)
     with torch.compiler.set_stance("fail_on_recompile"):
         losses(net, view_of("doubled", packed, seed=1), seed=1)
+
+
+def test_compiled_by_itself_once_for_all_documents(monkeypatch):
+    """As an uncompiled network uses it, with a compiler that writes no kernels."""
+    compiled = functools.cache(functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(flex, "_fused", compiled)
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *parts: None)
+    parts = [part.requires_grad_() for part in heads()]
+    compare(view_of("doubled"), parts, WINDOW, within=1e-5)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compare(view_of("doubled", seed=1), parts, WINDOW, within=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------- on a GPU

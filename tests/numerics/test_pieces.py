@@ -38,6 +38,11 @@ def view_of(kind, packed, size=3, half=HALF):
     return Visibility.rows(column, docs, kind, block_size=size)
 
 
+def shown_all(kind, window, size):
+    """Whether a query may see every key of its row, wherever documents begin."""
+    return window is None and (kind in ("bidirectional", "annealed") or (kind in ("block", "doubled") and size is None))
+
+
 @pytest.mark.parametrize("size", [3, 20, None])
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
@@ -46,6 +51,9 @@ def test_the_pieces_together_are_the_dense_mask(kind, packed, window, size):
     """No visible pair is left out, and no other one is let in."""
     view = view_of(kind, packed, size)
     made, time = plan(view, window, torch.float64), view.positions.shape[1]
+    if shown_all(kind, window, size):
+        assert made is None
+        return
     found, column = torch.zeros(ROWS, time, time, dtype=torch.bool), torch.arange(time).unsqueeze(0)
     for piece, bias in zip(made.pieces, made.biases, strict=True):
         cut = pieces.Cut(column, 1, made.half, [piece.queries, *piece.keys])
@@ -98,6 +106,7 @@ def test_which_rows_are_cut(computed, monkeypatch):
     assert len(computed(*parts, Context(view))) == 5
     assert len(computed(*parts, Context(view_of("causal", False)), window=4)) == 5
     whole = [HALF * HALF]
+    assert computed(*parts, Context(view_of("bidirectional", True))) == whole
     assert computed(*parts, Context(view_of("causal", False))) == whole
     assert computed(*parts, Context(view, Cache())) == whole
     assert computed(*parts, Context(view, attention="dense")) == whole
@@ -108,9 +117,9 @@ def test_which_rows_are_cut(computed, monkeypatch):
 
 def test_a_doubled_row_costs_little_more_than_a_quarter(computed, monkeypatch):
     monkeypatch.setattr(pieces, "LENGTH", 64)
-    time = 448
+    time = 320
     parts, view = torch.randn(3, ROWS, 2, 2 * time, 4).unbind(), view_of("doubled", True, size=4, half=time)
-    assert sum(computed(*parts, Context(view))) < 0.36 * (2 * time) ** 2
+    assert sum(computed(*parts, Context(view))) < 0.37 * (2 * time) ** 2
 
 
 def test_there_are_few_pieces_however_long_rows_are():
@@ -119,8 +128,9 @@ def test_there_are_few_pieces_however_long_rows_are():
     assert all(0 <= columns - grid.length * grid.count < grid.length for columns, grid in enumerate(grids, 8))
 
 
-def test_rows_of_many_widths_share_a_graph():
+def test_rows_of_many_widths_share_a_graph(monkeypatch):
     """Compiled in one graph, which a further width of the same number of pieces does not change."""
+    monkeypatch.setattr(pieces, "LENGTH", 16)
     torch.compiler.reset()
     torch.manual_seed(0)
     net = Backbone(BackboneSpec(), DIMS, 50).double()
