@@ -5,10 +5,14 @@ compiled, there are fewer of them, too (as gpt-fast, pytorch-labs 2023). Both ne
 everything it changes in place, and always has the same shapes.
 """
 
-from collections.abc import Callable
-from typing import Literal
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_small_lm.errors import RequestError
@@ -37,13 +41,33 @@ def _fused(step: Step, device: torch.device) -> Step:
     attention, whose own kernels are made for many queries."""
     if device.type != "cuda":
         return torch.compile(step, dynamic=False)
-    found = torch.compile(step, dynamic=False, options={"coordinate_descent_tuning": True})
+    found = torch.compile(step, dynamic=False, backend=reducing)
 
     def run() -> None:
         with sdpa_kernel(SDPBackend.MATH):
             found()
 
     return run
+
+
+def reducing(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """A backend of torch.compile: its usual one, which makes reductions of products of one row where they have no
+    bias."""
+    from torch import _inductor
+
+    bias_apart(graph)
+    return _inductor.compile(graph, list(inputs), options={"coordinate_descent_tuning": True})
+
+
+def bias_apart(graph: GraphModule) -> None:
+    """Linear maps of a traced graph add their bias behind the product."""
+    for node in graph.graph.find_nodes(op="call_function", target=F.linear):
+        h, weight, bias = (*node.args, *node.kwargs.values(), None)[:3]
+        if bias is not None:
+            with graph.graph.inserting_before(node):
+                product = graph.graph.call_function(F.linear, (h, weight))
+            node.target, node.args, node.kwargs = operator.add, (product, bias), {}
+    graph.recompile()
 
 
 class Graph:

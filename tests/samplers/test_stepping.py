@@ -9,6 +9,7 @@ from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.nn.attention import Attention
 from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.mla import MLA
+from lit_small_lm.nn.mlp import MLP
 from lit_small_lm.nn.positions import Learned, NoPositions
 from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Specials
@@ -47,17 +48,22 @@ def network(spec):
 
 
 @pytest.fixture
-def uncompiled(monkeypatch):
-    """torch.compile without a backend: what is traced runs as it is. A list of what was asked for."""
-    asked, compile = [], torch.compile
+def graphs(monkeypatch):
+    """Graphs that were traced, to run as they are in the place of compiled ones."""
+    found, compile = [], torch.compile
 
-    def traced(step, **options):
-        asked.append(options)
-        return compile(step, backend="eager", fullgraph=True, **options)
+    def kept(graph, inputs, options=None):
+        found.append(graph)
+        return graph
 
-    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(torch._inductor, "compile", kept)
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda step, dynamic, backend=kept: compile(step, fullgraph=True, dynamic=dynamic, backend=backend),
+    )
     torch.compiler.reset()
-    yield asked
+    yield found
     torch.compiler.reset()
 
 
@@ -108,14 +114,28 @@ def test_its_shapes_and_places_in_memory_do_not_change():
 
 
 @pytest.mark.parametrize(("family", "settings"), COMPILED)
-def test_a_compiled_step_draws_the_same_text(family, settings, uncompiled):
+def test_a_compiled_step_draws_the_same_text(family, settings, graphs):
     net = network(FAMILIES[family])
     wanted, found = (
         [frame.tokens for frame in Autoregressive(step=how, **settings).frames(net, PADDED, 12, 3, SPECIALS)]
         for how in ("eager", "compiled")
     )
-    assert uncompiled == [{"dynamic": False}]
+    assert len(graphs) == 1
     assert torch.equal(found[-1], wanted[-1])
+
+
+def test_what_is_compiled_for_cuda_draws_the_same_text(monkeypatch, graphs):
+    """All but the kernels, on the CPU."""
+    fused = stepping._fused
+    monkeypatch.setattr(stepping, "_fused", lambda step, device: fused(step, torch.device("cuda")))
+    net = network(BackboneSpec(layer=LayerSpec(mixer=Attention(shift="bias"), ffn=MLP(shift="bias"))))
+    wanted, found = (
+        [frame.tokens for frame in Autoregressive(step=how).frames(net, PADDED, 12, 3, SPECIALS)]
+        for how in ("eager", "compiled")
+    )
+    assert torch.equal(found[-1], wanted[-1])
+    maps = graphs[0].graph.find_nodes(op="call_function", target=torch.nn.functional.linear)
+    assert {len(node.args) for node in maps} == {2}, "a bias was left to the product"
 
 
 def test_a_graph_needs_cuda():
