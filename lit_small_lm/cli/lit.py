@@ -22,9 +22,10 @@ from lit_small_lm.cli import (
     run_options,
     stops,
 )
+from lit_small_lm.cli.allocator import freed_memory
 from lit_small_lm.cli.failing import explained
 from lit_small_lm.cli.lightning_parts import listed
-from lit_small_lm.cli.parsing import ShortErrors, quiet, restrict_parsing
+from lit_small_lm.cli.parsing import ShortErrors, begin, quiet, restrict_parsing
 from lit_small_lm.cli.preparation import Shown
 from lit_small_lm.cli.processes import Launcher, Processes, own_launcher
 from lit_small_lm.cli.request import Request, check_request
@@ -159,6 +160,7 @@ class LitCLI(LightningCLI):
 
     def __init__(self, options: Any, start: Start, command: str, request: Request) -> None:
         self.options, self.start, self.command = options, start, command
+        begin(request)
         super().__init__(
             LanguageModule,
             TokenData,
@@ -314,17 +316,16 @@ class LitCLI(LightningCLI):
     def _callbacks(self, settings: Any) -> list[Callback]:
         """Step metrics first, depth after them, and checkpoints last, so that a checkpoint holds the counters of its
         step and comes after every line of it."""
-        step = self.start.step if self.options.resume else 0
-        self.files = RunFiles(self.config_text, self.options.run_dir, step)
+        self.files = RunFiles(self.config_text, self.options.run_dir, self.start.step if self.options.resume else 0)
         begun = converting.begun(self.model, self.options.init_from, self.start.record)
         shown = [report.Announcement(settings.trainer.precision, self.why), *begun, RunProgress()]
-        quiet = settings.trainer.enable_progress_bar is False
-        metrics = [StepMetrics(), settings.guard, settings.depth]
         return [
-            *metrics,
+            StepMetrics(),
+            settings.guard,
+            settings.depth,
             settings.schedule,
             self.files,
-            *([] if quiet else shown),
+            *([] if settings.trainer.enable_progress_bar is False else shown),
             settings.checkpoints,
             Stopping(settings.checkpoints),
         ]
@@ -343,7 +344,8 @@ class LitCLI(LightningCLI):
             self.datamodule.prepare_data()  # text that cannot be read is found before other processes start
             progress.done()
         try:
-            self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+            with freed_memory(self.config[self.subcommand].trainer.accelerator):
+                self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except Interrupted:
             raise  # all processes are told, and end
         except BaseException as error:
@@ -384,14 +386,13 @@ class LitCLI(LightningCLI):
     def _evaluate(self, score: Any, split: str) -> dict[str, Any]:
         checkpoint = str(self.start.checkpoint)
         score(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)
-        results = self.model.results
         record = {
             "split": split,
             "likelihood": self.model.objective.bound,
             "precision": self.trainer.precision,
             "checkpoint": checkpoint,
             "step": self.start.step,
-            **{re.sub("^loss", "nats_per_token", name): value for name, value in results.items()},
+            **{re.sub("^loss", "nats_per_token", name): value for name, value in self.model.results.items()},
         }
         if self.trainer.is_global_zero:
             for line in report.score_lines(record):

@@ -4,12 +4,15 @@ import logging
 import os
 import re
 import warnings
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse._common import lenient_check
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_small_lm.cli.lightning_parts import IMPORTS
+from lit_small_lm.cli.request import Request
 from lit_small_lm.discovery import trusted_packages
 from lit_small_lm.errors import RequestError, shown
 from lit_small_lm.plugin import Spec
@@ -20,11 +23,17 @@ def restrict_parsing() -> None:
     imported for it, and a value that no type asks to be an object stays plain data."""
     set_parsing_settings(
         subclasses_enabled=[Spec],
-        docstring_parse_attribute_docstrings=True,
         import_path_denylist=["*"],
         import_path_allowlist=[*IMPORTS, *trusted_packages()],
         instantiate_subclass_spec_in_any=False,
     )
+
+
+def begin(request: Request) -> None:
+    """Be ready for a command line: nothing is known of an earlier one, and what options are is taken from the sources
+    if some of its words may ask for help; it takes a while, and nothing else needs it."""
+    ShortErrors.answers.clear()
+    set_parsing_settings(docstring_parse_attribute_docstrings=bool(request.passed))
 
 
 def quiet() -> None:
@@ -42,8 +51,24 @@ def quiet() -> None:
 class ShortErrors(LightningArgumentParser):
     """A parser whose errors are one line, without the usage.
 
-    The request has been checked before; what is left are values of Lightning's own types, such as plugins.
+    The request has been checked before; what is left are values of Lightning's own types, such as plugins. A question
+    that has been asked is not worked out again: of nested classes jsonargparse asks six times what it asked before.
     """
+
+    answers: ClassVar[dict[tuple[Any, ...], Namespace]] = {}
+    """Of all parsers, since a command line was begun: (parser, method, arguments) -> what came of it."""
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        return self._once(super().get_defaults, args, kwargs)
+
+    def parse_object(self, *args: Any, **kwargs: Any) -> Namespace:
+        return self._once(super().parse_object, args, kwargs)
+
+    def _once(self, method: Callable[..., Namespace], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Namespace:
+        asked = (self, method.__name__, repr((args, kwargs, lenient_check.get())))
+        if asked not in self.answers:
+            self.answers[asked] = method(*args, **kwargs)
+        return self.answers[asked].clone()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
