@@ -20,8 +20,10 @@ from lit_small_lm.context import Context
 
 CHUNK_LOGITS = 1 << 26
 """Logits that `token_nll` holds at once; fewer are scored in one piece."""
-SUMMED_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
-"""Logits that `summed_nll` holds at once, by the kind of device."""
+SUMMED_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
+"""Logits that `summed_nll` holds at once, by the kind of device, ..."""
+SUMMED_ROWS = 256
+"""... but not fewer than those of so many targets: each piece reads and writes the head's whole gradient."""
 Pieces = Literal["plain", "compiled"]
 
 
@@ -105,7 +107,8 @@ def summed_nll(
     kind = h.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else h.dtype
-    rows = max(1, (chunk_logits or SUMMED_LOGITS.get(kind, SUMMED_LOGITS["cuda"])) // weight.shape[0])
+    pay = max(SUMMED_ROWS, SUMMED_LOGITS.get(kind, SUMMED_LOGITS["cuda"]) // weight.shape[0])
+    rows = pay if chunk_logits is None else max(1, chunk_logits // weight.shape[0])
     return _summed(h, weight, targets, weights, softcap, list(impossible), dtype, rows, pieces)[:2]
 
 
