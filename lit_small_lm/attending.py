@@ -38,16 +38,18 @@ def attend(
         made = ctx.trace.once(("pieces", window, q.dtype), lambda: plan(ctx.visibility, window, q.dtype))
         if made is not None:
             return piecewise_attention(q, *ungrouped(q, k, v), made, scale)
-    mask, causal = ctx.mask(window), ctx.visibility.kind == "causal"
+    mask, causal = ctx.mask(window), False
     if mask is not None:
         k, v = ungrouped(q, k, v)
+    elif q.shape[2] > 1:  # a branch: of a width that varies, the kernel would not take the comparison itself
+        causal = ctx.visibility.kind == "causal"
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
         mask,
         dropout_p=dropout,
-        is_causal=causal and mask is None and q.shape[2] > 1,
+        is_causal=causal,
         scale=scale,
         enable_gqa=k.shape[1] < q.shape[1],
     )
