@@ -112,11 +112,15 @@ class PreparedFeed:
         self.rows, self.plan, self.workers = rows, plan, workers
 
     def batches(self, start: int, state: State) -> Iterator[tuple[Batch, State]]:
-        sampler = _Sampler(self.plan, start)
-        settings = {"num_workers": self.workers, "collate_fn": passed_on, "worker_init_fn": left_to_the_parent}
-        loader = DataLoader(self.rows, batch_sampler=sampler, **settings)
-        for batch in raised(iter(loader)):
+        for batch in raised(iter(self._loader(start)) if self.workers else self._read_here(start)):
             yield batch, {}
+
+    def _loader(self, start: int) -> DataLoader:
+        settings = {"num_workers": self.workers, "collate_fn": passed_on, "worker_init_fn": left_to_the_parent}
+        return DataLoader(self.rows, batch_sampler=_Sampler(self.plan, start), **settings)
+
+    def _read_here(self, start: int) -> Iterator[Batch | RunError]:
+        return map(self.rows.__getitems__, self.plan.batches(start))
 
 
 class BatchLoader:

@@ -129,7 +129,7 @@ def last_stable(run_dir: Path, decay_start: int) -> Path | None:
 
 def validation_due(trainer: Trainer) -> bool:
     """Whether Lightning validates after the training batch that just ended; by the clock that is not known before."""
-    if not trainer.enable_validation or trainer.val_check_batch is None:
+    if trainer.val_check_batch is None:
         return False
     batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-    return trainer.should_stop or batches % trainer.val_check_batch == 0
+    return (trainer.should_stop or batches % trainer.val_check_batch == 0) and trainer.enable_validation

@@ -79,10 +79,11 @@ class Stopping(Callback):
 
         On a GPU the answer is that of the step before, which has arrived already, so that nothing waits for it.
         """
-        mine = torch.tensor([asked.end, asked.save, bool(asked.lost_worker)], dtype=torch.float32)
+        mine = [int(asked.end), int(asked.save), int(bool(asked.lost_worker))]
         if trainer.world_size == 1:
-            return mine.int().tolist()
-        now = trainer.strategy.reduce(mine.to(trainer.strategy.root_device), reduce_op="max")
+            return mine
+        there = torch.tensor(mine, dtype=torch.float32).to(trainer.strategy.root_device)
+        now = trainer.strategy.reduce(there, reduce_op="max")
         answer = now if not now.is_cuda else self._agreed if self._agreed is not None else torch.zeros_like(now)
         self._agreed = now
         return answer.int().tolist()
