@@ -36,7 +36,7 @@ class Run(NamedTuple):
     """The column behind them; None: they go on to the end, wherever that is."""
 
 
-class Piece(NamedTuple):
+class QueryPiece(NamedTuple):
     """A run of queries, and runs that hold all that they may see."""
 
     queries: Run
@@ -68,40 +68,40 @@ def pays(q: Tensor) -> bool:
     return q.device.type == "cpu" and q.shape[2] >= LEAST
 
 
-class Plan(NamedTuple):
+class Division(NamedTuple):
     """How rows are cut, made once for all layers."""
 
     half: int
     """Columns of a row, or of one half of it."""
-    pieces: list[Piece]
+    pieces: list[QueryPiece]
     biases: list[Tensor]
     """For each piece, (B, 1, T, S) of 0 and -inf: what is added to the scores of its queries; B is 1 where one row
     stands for all."""
 
 
-def plan(view: Visibility, window: int | None, dtype: torch.dtype) -> Plan | None:
+def plan(view: Visibility, window: int | None, dtype: torch.dtype) -> Division | None:
     """How whole rows without a cache are cut; None where every query may see all of them."""
     half, chosen = half_of(view), pieces(view, window)
     if all(run.first == 0 and run.last is None for piece in chosen for run in piece.keys):
         return None
     view = view if view.layout is None else Visibility.laid_out(view.layout, view.positions.device)
     runs = [run for piece in chosen for run in (piece.queries, *piece.keys)]
-    cuts = [None if part is None else Cut(part, 1, half, runs) for part in view.place]
+    cuts = [None if part is None else Slices(part, 1, half, runs) for part in view.place]
     biases = []
     for piece in chosen:
         query, keys = (Place(*(cut and cut.take(*runs) for cut in cuts)) for runs in ((piece.queries,), piece.keys))
         seen = view.visible(query.unsqueeze(-1), keys.unsqueeze(-2), window).unsqueeze(1)  # (B, 1, T, S)
         biases.append(torch.where(seen, 0.0, -math.inf).to(dtype))
-    return Plan(half, chosen, biases)
+    return Division(half, chosen, biases)
 
 
-def piecewise_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None = None) -> Tensor:
+def piecewise_attention(q: Tensor, k: Tensor, v: Tensor, plan: Division, scale: float | None = None) -> Tensor:
     """q (B, H, T, K), k and v (B, H, T, K) -> (B, H, T, K).
 
     `nn.attention.plain_attention` with the dense mask is the plain twin.
     """
-    queries = Cut(q, 2, plan.half, [piece.queries for piece in plan.pieces])
-    keys, values = (Cut(part, 2, plan.half, [run for piece in plan.pieces for run in piece.keys]) for part in (k, v))
+    queries = Slices(q, 2, plan.half, [piece.queries for piece in plan.pieces])
+    keys, values = (Slices(part, 2, plan.half, [run for piece in plan.pieces for run in piece.keys]) for part in (k, v))
     out = [
         F.scaled_dot_product_attention(
             queries.take(piece.queries), keys.take(*piece.keys), values.take(*piece.keys), bias, scale=scale
@@ -111,18 +111,18 @@ def piecewise_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: floa
     return torch.cat(out, 2)
 
 
-def pieces(view: Visibility, window: int | None = None) -> list[Piece]:
+def pieces(view: Visibility, window: int | None = None) -> list[QueryPiece]:
     """The pieces that whole rows are cut into."""
     grid = Grid.of(half_of(view))
     far, block = (math.inf if size is None else size - 1 for size in (window, view.block_size))
     near = min(far, block)
     if view.kind != "doubled":
         ahead = {"causal": 0, "block": near}.get(view.kind, far)
-        return [Piece(grid.run(0, i), (grid.run(0, i, far, ahead),)) for i in range(grid.count)]
+        return [QueryPiece(grid.run(0, i), (grid.run(0, i, far, ahead),)) for i in range(grid.count)]
     ahead = near if view.clean == "block" else 0
     clean = [grid.run(1, i, far, ahead) for i in range(grid.count)]
-    noisy = [Piece(grid.run(0, i), (grid.run(0, i, near, near), clean[i])) for i in range(grid.count)]
-    return noisy + [Piece(grid.run(1, i), (clean[i],)) for i in range(grid.count)]
+    noisy = [QueryPiece(grid.run(0, i), (grid.run(0, i, near, near), clean[i])) for i in range(grid.count)]
+    return noisy + [QueryPiece(grid.run(1, i), (clean[i],)) for i in range(grid.count)]
 
 
 def half_of(view: Visibility) -> int:
@@ -130,7 +130,7 @@ def half_of(view: Visibility) -> int:
     return view.positions.shape[1] // (2 if view.kind == "doubled" else 1)
 
 
-class Cut:
+class Slices:
     """x (..., T, ...) cut wherever a run begins or ends, once for all of them: what comes back for a run in the
     backward pass is then added to its own columns, not to the whole row."""
 

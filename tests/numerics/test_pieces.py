@@ -56,7 +56,7 @@ def test_the_pieces_together_are_the_dense_mask(kind, packed, window, size):
         return
     found, column = torch.zeros(ROWS, time, time, dtype=torch.bool), torch.arange(time).unsqueeze(0)
     for piece, bias in zip(made.pieces, made.biases, strict=True):
-        cut = pieces.Cut(column, 1, made.half, [piece.queries, *piece.keys])
+        cut = pieces.Slices(column, 1, made.half, [piece.queries, *piece.keys])
         q, k = cut.take(piece.queries)[0].unsqueeze(-1), cut.take(*piece.keys)[0]
         assert not found[:, q, k].any()
         found[:, q, k] = bias[:, 0] == 0
