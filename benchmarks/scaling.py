@@ -73,26 +73,27 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two depths, one round")
     asked = parser.parse_args()
     torch.manual_seed(0)
-    depths, rounds = (
-        ({1: DEPTHS[12]._replace(n_layers=1), 2: DEPTHS[12]._replace(n_layers=2)}, 1)
-        if asked.quick
-        else (DEPTHS, asked.rounds)
-    )
+    depths = {layers: DEPTHS[12]._replace(n_layers=layers) for layers in (1, 2)} if asked.quick else DEPTHS
+    rounds = 1 if asked.quick else asked.rounds
     seconds = steps(depths, rounds)
-    told = {size: round(1000 * value, 1) for size, value in seconds.items()}
-    straight = {size: round(value, 3) for size, value in by_linear(seconds).items()}
     grown = round(max(seconds.values()) / min(seconds.values()), 2)
-    say(
-        "scaling",
-        {"over": "layers", "step_ms": told, "by_linear": straight, "grown": grown, "rounds": rounds},
-        asked.record,
-    )
+    told = {"over": "layers", "step_ms": milliseconds(seconds), "by_linear": rounded(by_linear(seconds))}
+    say("scaling", {**told, "grown": grown, "rounds": rounds})
     if asked.quick:
         return
     seconds = steps(WIDTHS, rounds)
-    told = {size: round(1000 * value, 1) for size, value in seconds.items()}
-    against = {size: round(value, 3) for size, value in by_operations(seconds, WIDTHS).items()}
-    say("scaling", {"over": "width", "step_ms": told, "by_operations": against, "rounds": rounds})
+    told = {"over": "width", "step_ms": milliseconds(seconds), "by_operations": rounded(by_operations(seconds, WIDTHS))}
+    say("scaling", {**told, "rounds": rounds})
+
+
+def milliseconds(seconds: Mapping[int, float]) -> dict[int, float]:
+    """For reading."""
+    return {size: round(1000 * value, 1) for size, value in seconds.items()}
+
+
+def rounded(values: Mapping[int, float]) -> dict[int, float]:
+    """For reading."""
+    return {size: round(value, 3) for size, value in values.items()}
 
 
 if __name__ == "__main__":

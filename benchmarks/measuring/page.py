@@ -103,10 +103,6 @@ TABLES: dict[str, list[Row]] = {
             of("training", "over", "module", "ms_more", shape="tiny", peer="fit"), 1.5, "<=", 2, " ms",
         ),
         Row(
-            "share of the best product of matrices, S1 compiled",
-            of("training", "percent", shape="S1", peer="fit_compiled", threads=1), 62, ">=", 0, " %",
-        ),
-        Row(
             "peak memory, S1 compiled",
             of("training", "peak_mb", shape="S1", peer="fit_compiled", threads=1), 900, "<=", 0, " MB",
         ),
@@ -152,9 +148,10 @@ TABLES: dict[str, list[Row]] = {
 
 
 def recorded() -> list[Line]:
-    """All lines, the oldest first."""
+    """All lines that say which commit they are of, the oldest first."""
     files = sorted(RESULTS.glob("*-cpu.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = (json.loads(line) for file in files for line in file.read_text().splitlines())
+    return [line for line in lines if "commit" in line]
 
 
 def newest(lines: list[Line]) -> Found:
@@ -191,13 +188,13 @@ def profile(lines: list[Line]) -> str:
     kinds = [kind for column in columns.values() for kind in column]
     text = ["| per cent of a step", *columns], ["| ---", *("---" for _ in columns)]
     rows = ([f"| {kind}", *(str(column[kind]) for column in columns.values())] for kind in dict.fromkeys(kinds))
-    where = dict.fromkeys(f"`{line['command']}`, {line['date']}, load {line['load']}" for line in profiled)
+    where = dict.fromkeys(f"`{line['command']}`, {line['commit']}, load {line['load']}" for line in profiled)
     return "\n".join([*(f"{' | '.join(row)} |" for row in (*text, *rows)), "", f"{'; '.join(where)}."])
 
 
 def places(lines: list[Line]) -> str:
     """The machines and versions that figures are from."""
-    found = (f"{line['machine']}, {line['date']}: {versions(line['versions'])}" for line in lines if "load" in line)
+    found = (f"{line['machine']}, {line['date']}: {versions(line['versions'])}" for line in lines)
     return "\n".join(f"- {place}" for place in dict.fromkeys(found))
 
 

@@ -48,11 +48,11 @@ def records(text, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in PROCESSES])
-def test_quick_form_prints_records(name, measuring, monkeypatch, tmp_path, capsys):
+def test_quick_form_prints_records(name, measuring, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), "--quick"])
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
-    assert records(capsys.readouterr().out, name)
+    assert records(capfd.readouterr().out, name)
 
 
 @pytest.mark.slow
