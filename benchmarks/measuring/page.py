@@ -92,7 +92,10 @@ TABLES: dict[str, list[Row]] = {
             ratio("litgpt_compiled", shape="S1", peer="fit_compiled"), 1.05, ">=",
         ),
         Row("masked diffusion, S1, over a dense step", ratio("loop_masked", shape="S1", peer="masked"), 1.25, ">="),
-        Row("masked diffusion, S1, compiled, over a dense step", ratio("loop_masked", shape="S1", peer="masked_compiled"), 1.25, ">="),
+        Row(
+            "masked diffusion, S1, compiled, over a dense step",
+            ratio("loop_masked", shape="S1", peer="masked_compiled"), 1.25, ">=",
+        ),
         Row("block diffusion, S1, in AR steps", cost("module", shape="S1", peer="block"), 2.1, "<="),
         Row(
             "trainer over a bare loop, S1",
