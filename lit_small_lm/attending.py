@@ -3,8 +3,12 @@
 `nn.attention.plain_attention` with the dense mask is the plain twin of all ways.
 """
 
+import contextlib
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_small_lm.context import Context
 from lit_small_lm.flex import has_kernel, tiled_attention
@@ -43,16 +47,21 @@ def attend(
         k, v = ungrouped(q, k, v)
     elif q.shape[2] > 1:  # a branch: of a width that varies, the kernel would not take the comparison itself
         causal = ctx.visibility.kind == "causal"
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        mask,
-        dropout_p=dropout,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=k.shape[1] < q.shape[1],
-    )
+    grouped = k.shape[1] < q.shape[1]
+    with planless() if q.is_cuda and growing(ctx) else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+
+
+def growing(ctx: Context) -> bool:
+    """Whether there are more keys at every call."""
+    return ctx.cache is not None and ctx.cache.written and not torch.compiler.is_compiling()
+
+
+def planless() -> contextlib.AbstractContextManager[None]:
+    """PyTorch's own kernels alone: cuDNN's makes a plan for every number of keys, which takes longer than a token."""
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def masked(ctx: Context, window: int | None) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from lit_small_lm.visibility import Layout, Visibility
+from lit_small_lm.visibility import Layout, Place, Visibility
 
 WIDTHS = (16, 32, 64, 128)
 """Channels of a head that there are kernels for."""
@@ -67,11 +67,19 @@ def rule(view: Visibility, window: int | None = None) -> Callable[[Tensor, Tenso
     if view.kind == "annealed":
         table = view.dense(window=window)[:, 0]  # (B, T, T)
         return lambda b, h, q, k: table[b, q, k]
+    own = _in_kernel(view)
     if len(view.positions) > 1:
-        own = view.place
         return lambda b, h, q, k: view.visible(own.at(b, q), own.at(b, k), window)
-    row = view.place.at(0)
+    row = own.at(0)
     return lambda b, h, q, k: view.visible(row.at(q), row.at(k), window)
+
+
+def _in_kernel(view: Visibility) -> Place:
+    """Where positions stand, in numbers of 32 bits and with blocks worked out: a kernel asks for every pair of a tile
+    that is seen in part, and divides slowly."""
+    own = view.place
+    place = own._replace(block=view.block(own.position))
+    return Place(*(part if part is None or part.dtype == torch.bool else part.to(torch.int32) for part in place))
 
 
 def _autocast(*parts: Tensor) -> tuple[Tensor, ...]:

@@ -21,12 +21,14 @@ Kind = Literal["causal", "annealed", "bidirectional", "block", "doubled"]
 
 
 class Place(NamedTuple):
-    """Where positions stand: their index within their document, which document (None: one document a row), and whether
-    they are clean, that is of the clean half of a doubled row or finished (None: the row has no such positions)."""
+    """Where positions stand: their index within their document, which document (None: one document a row), whether
+    they are clean, that is of the clean half of a doubled row or finished (None: the row has no such positions), and
+    which block of their document they lie in (None: that is yet to be worked out)."""
 
     position: Tensor
     doc: Tensor | None
     clean: Tensor | None = None
+    block: Tensor | None = None
 
     def unsqueeze(self, dim: int) -> "Place":
         return Place(*(None if part is None else part.unsqueeze(dim) for part in self))
@@ -154,6 +156,9 @@ class Visibility:
         """The block of its document that each position lies in."""
         return torch.zeros_like(position) if self.block_size is None else position // self.block_size
 
+    def _block_of(self, place: Place) -> Tensor:
+        return self.block(place.position) if place.block is None else place.block
+
     def visible(self, q: Place, k: Place, window: int | None = None) -> Tensor:
         """Whether query places see key places (broadcast); `window` counts the visible keys of a causal query, itself
         included, and otherwise how far off a key may be."""
@@ -171,7 +176,7 @@ class Visibility:
             return torch.ones_like(distance, dtype=torch.bool)
         if self.kind == "annealed":
             return distance >= 0 if self.ahead is None else (distance >= 0) | self._drawn(q, k)
-        ahead = self.block(q.position) - self.block(k.position)
+        ahead = self._block_of(q) - self._block_of(k)
         if q.clean is None:
             return ahead >= 0
         if self.kind == "block":
