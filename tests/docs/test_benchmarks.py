@@ -11,8 +11,8 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PROCESSES = ("distribution", "intervals")
-"""Those whose quick form starts processes of this package; the others run in this one."""
+PROCESSES = ("distribution", "intervals", "telemetry")
+"""Those whose quick form runs as it does for a user, in a process of its own; the others run in this one."""
 BEYOND = ("gpu", "training")
 """Those whose parts are tested by themselves: one needs a GPU, the other many processes."""
 NAMES = sorted({path.stem for path in FOLDER.glob("[a-z]*.py")} - set(BEYOND))
