@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gpu_tables
+
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
 Line = Mapping[str, Any]
@@ -113,8 +115,6 @@ TABLES: dict[str, list[Row]] = {
             "peak memory, S2, layers compiled",
             of("training", "peak_mb", shape="S2", peer="fit_layers", threads=1), 2400, "<=", 0, " MB",
         ),
-        Row("peak memory, S1", of("training", "peak_mb", shape="S1", peer="fit", threads=1), 1200, "<=", 0, " MB"),
-        Row("peak memory, S2", of("training", "peak_mb", shape="S2", peer="fit", threads=1), 3300, "<=", 0, " MB"),
     ],
     "generation": [
         Row(f"{shape}, batch {batch}, over transformers' `generate`",
@@ -217,6 +217,8 @@ def main() -> None:
     lines, text = recorded(), PAGE.read_text()
     for name, rows in TABLES.items():
         text = between(text, name, table(rows, newest(lines)))
+    for name, content in gpu_tables.tables().items():
+        text = between(text, name, content)
     text = between(text, "profile", profile(lines))
     PAGE.write_text(between(text, "places", places(lines)))
 
