@@ -215,7 +215,7 @@ def figures(folder: Path) -> dict[str, object]:
     for name in PAIR:
         lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
         scores = [line for line in lines if any(key.startswith("val/") for key in line)][-1]
-        found[name] = {key: round(value, 4) for key, value in scores.items() if "bits_per_byte" in key}
+        found[name] = {key: round(float(value), 4) for key, value in scores.items() if "bits_per_byte" in key}
     return found
 
 

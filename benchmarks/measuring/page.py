@@ -1,4 +1,4 @@
-"""The tables of `docs/performance.md`, from what has been recorded: `python benchmarks/measuring/page.py`.
+"""The tables of `docs/performance.md`, from what has been recorded: `cd benchmarks; python -m measuring.page`.
 
 Of each question the newest line of `results/*-cpu.jsonl` counts. A figure is held against its bar as it is, whatever
 its spread.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gpu_tables
+from measuring import gpu_tables
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"

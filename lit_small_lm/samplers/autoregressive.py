@@ -11,7 +11,7 @@ from lit_small_lm.context import Cache, Context, Trace
 from lit_small_lm.keys import generator
 from lit_small_lm.plugin import Decoding, Frame, Net, Sampler, Specials, setting
 from lit_small_lm.samplers.logits import finite, pick, refuse_damage
-from lit_small_lm.samplers.padding import left_padding, padded_rows, refuse_masks
+from lit_small_lm.samplers.padding import left_padding, padded_columns, refuse_masks
 from lit_small_lm.samplers.stepping import Step, Stepping, stepper
 
 ROUNDED = 64
@@ -97,7 +97,7 @@ class _Rows:
         """Draw the column behind those read."""
         spec, behind = self.spec, self.column[-1:] + 1
         tokens = self.tokens.index_select(1, self.column)  # (B, T)
-        seen = padded_rows(self.column.expand(tokens.shape), self.padding)
+        seen = padded_columns(self.column.expand(tokens.shape), self.padding)
         last = torch.arange(1, len(tokens) + 1, device=tokens.device) * tokens.shape[1] - 1
         ctx = Context(seen, self.cache, Trace())  # said outright, as torch.compile cannot make what a field defaults to
         logits = self.net(tokens, ctx, scored=last)  # (B, V)

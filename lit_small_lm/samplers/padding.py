@@ -15,7 +15,12 @@ def left_padding(prompt: Tensor, specials: Specials) -> Tensor:
     return (prompt == specials.pad).long().cumprod(1).sum(1)
 
 
-def padded_rows(column: Tensor, padding: Tensor | None) -> Visibility:
+def padded_rows(tokens: Tensor, padding: Tensor) -> Visibility:
+    """Visibility of whole rows, tokens (B, T), that begin with `padding` (B,) columns of it."""
+    return padded_columns(torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape), padding)
+
+
+def padded_columns(column: Tensor, padding: Tensor | None) -> Visibility:
     """How columns (B, T) of rows are seen that begin with `padding` (B,) columns each; None: no row does."""
     if padding is None:
         return Visibility(column)
