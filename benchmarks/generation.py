@@ -30,7 +30,7 @@ from lit_small_lm.backbone import Backbone
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.plugin import Decoding, Sampler, Specials
 from lit_small_lm.samplers.autoregressive import Autoregressive
-from lit_small_lm.samplers.layout import lay_out
+from lit_small_lm.samplers.layout import lay_by_outputs
 from lit_small_lm.samplers.low_confidence import LowConfidence
 
 PROMPT, PAIR = 32, ("cached", "theirs")
@@ -71,7 +71,7 @@ def ways(case: Case, new: int, tokens: list[int]) -> dict[str, Draw]:
     torch.manual_seed(0)
     specials = Specials(vocab_size=case.vocab_size, end=0, pad=1, mask=2)
     net, other = ours(case).eval(), theirs(case).eval()
-    lay_out(net)  # as `LanguageModel` does
+    lay_by_outputs(net)  # as `generate` does
     options = {"max_new_tokens": new, "do_sample": False, "use_cache": True, "eos_token_id": None, "pad_token_id": 1}
     found = {
         "cached": drawn(Autoregressive(temperature=0), net, new, specials, Decoding(("causal",))),

@@ -28,7 +28,6 @@ from lit_small_lm.plugin import Dims, Encoder, Frame, Objective, Sampler, Shape,
 from lit_small_lm.release import content as released
 from lit_small_lm.release import is_release, refuse_misfit, refuse_remote
 from lit_small_lm.samplers.fitting import refuse_unfit
-from lit_small_lm.samplers.layout import lay_out
 from lit_small_lm.shapes import fixed
 from lit_small_lm.spec import class_path, final_classes
 
@@ -311,7 +310,6 @@ class LanguageModel:
         sampler = sampler or self.objective.sampler()
         refuse_unfit(sampler, self.objective)
         asked = Asked.of(self.encoder, prompt, max_new_tokens, suffix, self.net.limit())
-        lay_out(self.net)
         row = asked.row.to(self.net.embed.weight.device)
         return sampler.frames(self.net, row, asked.new, seed, self.encoder.specials, self.objective.decoding())
 

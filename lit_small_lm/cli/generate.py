@@ -28,8 +28,10 @@ def run(command: str, argv: list[str]) -> int:
         args.prompt = _standard_input()
     from lit_small_lm.checkpoint import load
     from lit_small_lm.cli.watching import shown_as
+    from lit_small_lm.samplers.layout import lay_by_outputs
 
     model = load(args.path, args.plugins)
+    lay_by_outputs(model.net)
     if "--sampler.help" in of_sampler:
         print("\n".join(options_of_sampler(of_sampler, model)))
         return 0

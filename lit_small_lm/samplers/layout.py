@@ -10,11 +10,11 @@ from torch import nn
 from lit_small_lm.plugin import Embedding, Linear
 
 
-def lay_out(net: nn.Module) -> None:
+def lay_by_outputs(net: nn.Module) -> None:
     """Turn those matrices of a network on a CPU that have more outputs than inputs, so that outputs lie side by side.
 
-    Values, shapes and names stay; sums are taken in another order, so logits change by rounding. Not for a network that
-    is being trained: the optimizer's state lies as its weights did.
+    Values, shapes and names stay; sums are taken in another order, so logits change by rounding. For a process
+    that only draws text: an optimizer's state lies as weights did, and safetensors does not save such matrices.
     """
     for module in _read_whole(net):
         outputs, inputs = module.weight.shape

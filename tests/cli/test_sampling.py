@@ -209,3 +209,11 @@ def test_pieces_are_final_and_add_up_to_the_text(runs):
 def test_a_model_refuses_a_sampler_that_does_not_go_with_its_objective(runs):
     with pytest.raises(RequestError, match="Autoregressive needs a causal network; MaskedDiffusion trains a bidirec"):
         load(runs["masked"]).generate("ab", 3, Autoregressive())
+
+
+def test_a_loaded_model_lies_as_it_did_after_drawing(runs):
+    """It may be trained on, or saved where every tensor has to be contiguous."""
+    for run in runs.values():
+        model = load(run)
+        assert list(model.generate("ab", 3))
+        assert all(parameter.is_contiguous() for parameter in model.net.parameters())

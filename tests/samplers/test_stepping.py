@@ -15,7 +15,7 @@ from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Specials
 from lit_small_lm.samplers import stepping
 from lit_small_lm.samplers.autoregressive import Autoregressive
-from lit_small_lm.samplers.layout import lay_out
+from lit_small_lm.samplers.layout import lay_by_outputs
 from lit_small_lm.shapes import FixedShape
 
 DIMS = FixedShape(dim=16, n_layers=3, n_heads=4, n_kv_heads=2, hidden=24).resolve()
@@ -164,7 +164,7 @@ def test_frames_stay_as_they_were():
 @pytest.mark.parametrize("spec", FAMILIES.values(), ids=FAMILIES)
 def test_how_weights_lie_changes_nothing_but_rounding(spec):
     net, twin = network(spec), network(spec)
-    lay_out(twin)
+    lay_by_outputs(twin)
     maps = [module.weight for module in twin.modules() if isinstance(module, torch.nn.Linear)]
     assert all(weight.t().is_contiguous() == (weight.shape[0] > weight.shape[1]) for weight in maps)
     assert {weight.is_contiguous() for weight in maps} == {True, False}
