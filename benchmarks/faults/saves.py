@@ -43,6 +43,7 @@ def storm(side: Side, tries: int) -> dict:
         hurt |= {file.name for file in side.checkpoints()} & before - whole - {"last.ckpt"}
         unloadable += int(bool(side.checkpoints()) and side.newest().exists() and side.newest().name not in whole)
         inside += half_written(side, temporary)
+        sweep(side, whole)
     temporary.rmdir()
     tempfile.tempdir = None
     size = max(file.stat().st_size for file in side.checkpoints()) / 1e6
@@ -52,6 +53,13 @@ def storm(side: Side, tries: int) -> dict:
         "note": f"{size:.0f} MB each; {inside} kills left a file half-written beside; {unloadable} times the newest "
         "could not be loaded",
     }  # fmt: skip
+
+
+def sweep(side: Side, whole: set[str]) -> None:
+    """Remove what cannot be loaded, as who wants to go on would: plain Lightning starts from no torn file."""
+    for file in side.checkpoints():
+        if file.name not in whole:
+            file.unlink()
 
 
 def between_saves(side: Side, child: Child) -> float:
