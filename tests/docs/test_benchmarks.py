@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 PROCESSES = ("distribution", "intervals", "telemetry")
 """Those whose quick form runs as it does for a user, in a process of its own; the others run in this one."""
 BEYOND = ("gpu", "training")
-"""Those whose parts are tested by themselves: one needs a GPU, the other many processes."""
+"""Those that are tested by themselves: one prints under the names of its parts, the other needs many processes."""
 NAMES = sorted({path.stem for path in FOLDER.glob("[a-z]*.py")} - set(BEYOND))
 CHILD = """
 import sys, time
@@ -53,6 +53,16 @@ def test_quick_form_prints_records(name, measuring, monkeypatch, tmp_path, capfd
     monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), "--quick"])
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     assert records(capfd.readouterr().out, name)
+
+
+@pytest.mark.slow
+def test_the_quick_form_of_the_gpu_benchmark_runs_without_one():
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record for record in found if "failed" in record or "left_out" in record] == []
+    parts = "ceilings train objectives documents diffusion memory decoding compile"
+    assert {record["benchmark"] for record in found} == {f"gpu {part}" for part in parts.split()}
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
+from lit_small_lm.backbone import BackboneSpec, LayerSpec
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.nn.attention import Attention
@@ -11,16 +11,13 @@ from lit_small_lm.nn.canon import CausalCanon
 from lit_small_lm.nn.mla import MLA
 from lit_small_lm.nn.mlp import MLP
 from lit_small_lm.nn.positions import Learned, NoPositions
-from lit_small_lm.nn.shortconv import ShortConv
 from lit_small_lm.plugin import Specials
 from lit_small_lm.samplers import stepping
 from lit_small_lm.samplers.autoregressive import Autoregressive
 from lit_small_lm.samplers.layout import lay_by_outputs
-from lit_small_lm.shapes import FixedShape
+from tests.numerics.test_decoding import CONV, network
 
-DIMS = FixedShape(dim=16, n_layers=3, n_heads=4, n_kv_heads=2, hidden=24).resolve()
 SPECIALS = Specials(vocab_size=31, end=0, pad=1, mask=2)
-CONV = LayerSpec(mixer=ShortConv(), canon_at="ABCD")
 LATENT = MLA(q_rank=12, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=4)
 FAMILIES = {
     "Llama": BackboneSpec(head="untied"),
@@ -35,16 +32,6 @@ GREEDY, CUT = {"temperature": 0.0}, {"top_k": 9, "top_p": 0.9}
 COMPILED = [("hybrid", GREEDY), ("latent", CUT)]
 """Compiling takes a while."""
 PADDED = torch.tensor([[1, 1, 1, 5, 6], [7, 8, 9, 10, 11]])
-
-
-def network(spec):
-    """A random network in float64 whose logits are far from flat."""
-    torch.manual_seed(0)
-    net = Backbone(spec, DIMS, 31).double().eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return net
 
 
 @pytest.fixture
