@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lit_small_lm.errors import RequestError
-from lit_small_lm.nn.norms import LayerNorm, RMSNorm
+from lit_small_lm.nn import norms
+from lit_small_lm.nn.norms import LayerNorm, RMSNorm, rms_norm
 
 H = 3 + 2 * torch.randn(4, 6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -27,6 +29,52 @@ def test_rms_norm_with_a_gain_around_one():
     torch.testing.assert_close(norm(H), plain(H), rtol=1e-12, atol=1e-12)
     norm.reset_parameters()
     assert not norm.weight.any()
+
+
+def plain_rms_norm(h, weight, eps):
+    return F.rms_norm(h, weight.shape, weight, eps)
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    monkeypatch.setattr(norms, "LEAST_VALUES", 0)
+    assert not norms.kernel(H, torch.ones(32).double())
+
+
+@pytest.mark.parametrize("h", [H, H.transpose(0, 1), 1e-3 * H], ids=["in order", "transposed", "small"])
+def test_few_operations_and_the_plain_twin_agree_in_values_and_gradients(h, by_hand):
+    grad, found = torch.randn(h.shape, dtype=h.dtype, generator=torch.Generator().manual_seed(1)), {}
+    for name, norm in (("few", rms_norm), ("plain", plain_rms_norm)):
+        given, weight = h.clone().requires_grad_(), torch.linspace(-1, 2, 32).double().requires_grad_()
+        out = norm(given, weight, 1e-5)
+        found[name] = [out, *torch.autograd.grad(out, (given, weight), grad)]
+        with torch.no_grad():
+            torch.testing.assert_close(norm(given, weight, 1e-5), out, rtol=0, atol=0)
+    torch.testing.assert_close(found["few"], found["plain"], rtol=1e-10, atol=1e-10)
+
+
+def test_few_operations_in_float32_and_under_autocast(by_hand):
+    h, weight, grad = H.float().requires_grad_(), torch.linspace(-1, 2, 32).requires_grad_(), torch.randn(H.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(rms_norm(h, weight, 1e-5), (h, weight), grad)
+    wanted = torch.autograd.grad(plain_rms_norm(h, weight, 1e-5), (h, weight), grad)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_gradients_and_batched_ones(by_hand):
+    h, weight = H[0].clone().requires_grad_(), torch.linspace(-1, 2, 32).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda h, weight: rms_norm(h, weight, 0.1), (h[:2], weight))
+    out, ways = rms_norm(h, weight, 0.1), torch.eye(32, dtype=torch.float64).unsqueeze(1).expand(-1, *h.shape)
+    batched = torch.autograd.grad(out, h, ways, retain_graph=True, is_grads_batched=True)[0]
+    one_by_one = [torch.autograd.grad(out, h, way, retain_graph=True)[0] for way in ways]
+    torch.testing.assert_close(batched, torch.stack(one_by_one), rtol=1e-12, atol=1e-12)
+
+
+def test_a_small_gradient_is_left_to_pytorch():
+    assert norms.kernel(H, torch.ones(32).double())
+    with torch.no_grad():
+        assert not norms.kernel(H, torch.ones(32).double())
+    assert norms.kernel(H.to("meta"), torch.ones(32).double()) and norms.kernel(H.bfloat16(), torch.ones(32))
 
 
 @pytest.mark.parametrize("shift", ["bias", "none"])
