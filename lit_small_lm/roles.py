@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lit_small_lm.products import linear
+
 
 class Roled:
     """A module whose weights have a role."""
@@ -42,6 +44,9 @@ class Linear(Roled, nn.Linear):
         """Belong to a layer, whose norm scheme has a factor for each role."""
         self.layer, self.factor = layer, factor_of(self.role)
         self.values_factor = 1.0 if self.values is None else factor_of("v")
+
+    def forward(self, h: Tensor) -> Tensor:
+        return linear(h, self.weight, self.bias)
 
     def draw(self, std: float) -> None:
         """Draw the weight from a normal distribution, times the factors; biases are zero."""

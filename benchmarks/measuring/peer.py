@@ -27,7 +27,6 @@ from lit_small_lm.plugin import Objective
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.training.compiled import compile_network
 from lit_small_lm.training.optim import AdamW
-from lit_small_lm.training.score import weighted_sum
 from measuring.cases import CASES, Case
 from measuring.clock import stated
 from measuring.turns import Turns
@@ -122,8 +121,9 @@ def asked(net: Backbone, objective: Objective) -> Loss:
 
     def loss(batch: Batch, step: int) -> Tensor:
         query = objective.query(batch, (0, step))
-        nll = net(query.tokens, query.context(torch.tensor(step)), query.targets, query.scored)
-        return weighted_sum(nll, query) / batch.tokens[:, 1:].numel()
+        ctx = query.summed(torch.tensor(step))
+        net(query.tokens, ctx, query.targets, query.scored)
+        return ctx.trace.nats / batch.tokens[:, 1:].numel()
 
     return loss
 

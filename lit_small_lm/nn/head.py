@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import register_flop_formula
 
 from lit_small_lm.context import Context
+from lit_small_lm.products import linear
 
 CHUNK_LOGITS = 1 << 26
 """Logits that `token_nll` holds at once; fewer are scored in one piece."""
@@ -183,9 +184,9 @@ def _summed(
         head = weight.to(dtype)
         for part in (slice(start, start + rows) for start in range(0, max(1, len(h)), rows)):
             given, scale = h[part].to(dtype), None if weights is None else weights[part]
-            nll, grad = score(F.linear(given, head), targets[part], scale, softcap, impossible, dtype)
+            nll, grad = score(linear(given, head), targets[part], scale, softcap, impossible, dtype)
             nats.append(nll)
-            h_grads.append((grad @ head).to(h.dtype))  # (m, D)
+            h_grads.append(linear(grad, head.t()).to(h.dtype))  # (m, D)
             total = _accumulated(total, grad.t(), given, weight.dtype)  # (V, D)
     nll = torch.cat(nats)
     return (nll if weights is None else nll * weights).sum(), nll, torch.cat(h_grads), total
