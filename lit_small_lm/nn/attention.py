@@ -83,16 +83,17 @@ class AttentionMixer(nn.Module):
         chance = self.attention_dropout if self.training else 0.0
         out = attend(q, k, v, ctx, self.window, self.scale, chance)
         out = out.transpose(1, 2).flatten(2)  # (B, H, T, K) -> (B, T, HK)
-        return F.dropout(self.o_proj(out), self.dropout, self.training)
+        out = self.o_proj(out)
+        return F.dropout(out, self.dropout) if self.training else out
 
     def heads(self, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, (H+2G)K) -> q (B, H, T, K), k and v (B, G, T, K).
 
         Every key/value head lies behind the queries that read it, so that a contiguous piece holds whole groups.
         """
-        groups = joined.unflatten(-1, (-1, self.queries + 2, self.head_dim))  # (B, T, G, H/G+2, K)
-        parts = groups.split([self.queries, 1, 1], dim=3)
-        return tuple(part.flatten(2, 3).transpose(1, 2) for part in parts)
+        groups = joined.unflatten(-1, (-1, self.queries + 2, self.head_dim)).transpose(1, 2)  # (B, G, T, H/G+2, K)
+        q, k, v = groups.split_with_sizes((self.queries, 1, 1), dim=3)
+        return q.transpose(2, 3).flatten(1, 2), k.squeeze(3), v.squeeze(3)
 
 
 def _norm_of(spec: Attention, heads: int, head_dim: int) -> nn.Module | None:

@@ -63,7 +63,8 @@ class GatedFFN(TwoMaps):
         gate, up = joined.unflatten(-1, (-1, 2, self.width)).unbind(-2)  # (B, T, G, F/G) each
         hidden = (self.activation(gate) * up).flatten(-2)  # (B, T, F)
         hidden = hidden if self.canon_hidden is None else self.canon_hidden(hidden, ctx)
-        return F.dropout(out_of(hidden), self.dropout, self.training)
+        out = out_of(hidden)
+        return F.dropout(out, self.dropout) if self.training else out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,4 +98,5 @@ class PlainFFN(TwoMaps):
 
     def run(self, h: Tensor, ctx: Context, into: Map, out_of: Map) -> Tensor:
         h = self.activation(self.canon(into(h), ctx))  # (B, T, F)
-        return F.dropout(out_of(h), self.dropout, self.training)
+        out = out_of(h)
+        return F.dropout(out, self.dropout) if self.training else out

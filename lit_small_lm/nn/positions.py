@@ -46,19 +46,22 @@ class Rotate(nn.Module):
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
     def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, 1, T, width/2) of each position's angles, computed in float32 or better."""
+        """cos and sin (B, 1, T, width) of each position's angles, computed in float32 or better; a pair's first channel
+        has its sine negative."""
         exact = torch.promote_types(dtype, torch.float32)
         exponent = torch.arange(0, self.width, 2, device=positions.device, dtype=exact) / self.width
         frequencies = self.base**-exponent  # (width/2,)
         if self.scaling is not None:
             frequencies = self.scaling.frequencies(frequencies)
         angles = positions[:, None, :, None].to(exact) * frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        half = self.width // 2
-        a, b, rest = x.split([half, half, x.shape[-1] - self.width], dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+        if x.shape[-1] == self.width:
+            return torch.addcmul(x * cos, x.roll(self.width // 2, -1), sin)  # pairs (a, b) -> (a, b) cos + (-b, a) sin
+        turned, rest = x.split([self.width, x.shape[-1] - self.width], dim=-1)
+        return torch.cat([self._turn(turned, cos, sin), rest], dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
