@@ -12,7 +12,7 @@ from lit_small_lm.errors import RunError
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Whether all logits are finite numbers, a 0-d tensor: the largest magnitude tells, which is NaN if one of them is."""
+    """Whether all logits are finite numbers, a 0-d tensor: the largest magnitude tells, NaN where one of them is."""
     return torch.linalg.vector_norm(logits, torch.inf) < torch.inf
 
 
