@@ -118,14 +118,18 @@ def curve(run_dir: Path, width: int = 70, height: int = 12) -> str:
 
 
 def sample(module: LanguageModule, run_dir: Path, prompt: str = "def ", seed: int = 0) -> str:
-    """Text of the network in training (its checkpoint, if it is sharded), continued as far as it has positions."""
+    """Text of the network in training (its checkpoint, if it is sharded), continued as far as it has positions.
+
+    What was compiled is run as it is written: for rows that grow it would be compiled anew.
+    """
     if is_sharded(module.net.embed.weight):
         model = load(run_dir)
     else:
         model = LanguageModel(module.net.eval(), module.objective, module.encoder, {})
     limit = module.net.limit() or len(prompt) + SAMPLE_TOKENS + 1
     count = min(SAMPLE_TOKENS, limit - len(prompt) - 1)
-    return prompt + "".join(model.generate(prompt, max(1, count), cooled(module.objective.sampler()), seed))
+    with torch.compiler.set_stance("force_eager"):
+        return prompt + "".join(model.generate(prompt, max(1, count), cooled(module.objective.sampler()), seed))
 
 
 def cooled(sampler: Sampler, temperature: float = 0.8) -> Sampler:

@@ -1,6 +1,7 @@
 """`generate` with every sampler: options by short name, errors of one line, the canvas as it fills in, counts."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lit_small_lm.__main__ import main
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.checkpoint import RECORD, checkpoint_name, make_record, write
 from lit_small_lm.cli import watching
+from lit_small_lm.cli.report import sample
 from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.discovery import discover
 from lit_small_lm.errors import RequestError
@@ -217,3 +219,10 @@ def test_a_loaded_model_lies_as_it_did_after_drawing(runs):
         model = load(run)
         assert list(model.generate("ab", 3))
         assert all(parameter.is_contiguous() for parameter in model.net.parameters())
+
+
+def test_the_sample_of_a_run_compiles_nothing(runs):
+    compiled, model = [], load(runs["next"])
+    model.net.compile(backend=lambda graph, inputs: compiled.append(graph) or graph)
+    assert sample(model, Path(runs["next"])).startswith("def ")
+    assert not compiled
