@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--shape S1 S2] [--contest NAME ...] [--threads 1 2] [--turns N] [--quick]
 
-prints one JSON line for each peer of each contest; needs the extra [hf]. Every peer trains in float32 with fused AdamW
-(0.9, 0.95; decay 0.1) and gradients clipped at norm 1, which is checked, on batches that are the same to the bit, under
-the same settings of the allocator. Contests:
+prints one JSON line for each peer of each contest; needs the extra [hf]. Every peer trains in float32 (with `bf16` in
+its name, with products in bfloat16), with fused AdamW (0.9, 0.95; decay 0.1) and gradients clipped at norm 1, which is
+checked, on batches that are the same to the bit, under the same settings of the allocator. Contests:
 
     eager      `loop`, transformers' Llama in a plain loop; `module`, this package's network in one; `fit`, the command
                line with logger, progress and checkpoints as they are by default
@@ -16,6 +16,9 @@ the same settings of the allocator. Contests:
     trainer    `module`; `fit`; `lightning_bare` and `lightning`, the same network under Lightning's own Trainer with
                nothing beside it, and with its defaults
     block      `module`; `block`, this package's block diffusion on the same rows, in blocks of 16
+    bf16       `loop_bf16` and `loop_bf16_compiled`, the loop under autocast to bfloat16; `fit_bf16` and
+               `fit_bf16_compiled`, the command line with the precision that it chooses on a processor with bfloat16
+               instructions; `loop`, to see what that is worth
 
 `over` holds a peer against each of the others: ratios above 1 are faster, the median with its quartiles. With one
 thread they are of processor time, with more of wall time. `percent` is the share of what a product of 1024 x 1024
@@ -31,7 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from measuring.cases import CASES, Case
+from measuring.cases import CASES, Case, precision
 from measuring.commands import command, environment_of, prepared
 from measuring.record import say
 from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, compared, race
@@ -43,9 +46,10 @@ CONTESTS = {
     "masked": ("loop_masked", "masked", "masked_compiled"),
     "block": ("module", "block"),
     "trainer": ("module", "fit", "lightning_bare", "lightning"),
+    "bf16": ("loop", "loop_bf16", "loop_bf16_compiled", "fit_bf16", "fit_bf16_compiled"),
 }
 RULER = "matmul"
-AGREED = ("parameters", "optimizer", "fused", "betas", "weight_decay", "precision", "clip", "first_batch")
+AGREED = ("parameters", "optimizer", "fused", "betas", "weight_decay", "clip", "first_batch")
 """Settings that are the same for all peers of a contest."""
 
 
@@ -66,6 +70,9 @@ def measured(
         said = {peer: found[peer].settings[name] for peer in peers}
         if len({str(value) for value in said.values()}) > 1:
             raise RuntimeError(f"they do not train the same: {name}: {said}")
+    for peer in peers:
+        if found[peer].settings["precision"] != precision(peer):
+            raise RuntimeError(f"{peer} trains in {found[peer].settings['precision']}")
     return found
 
 

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+BF16 = "_bf16"
+"""Part of the names of peers that train in bfloat16."""
+
 
 class Case(NamedTuple):
     """A Llama and the rows of a step."""
@@ -31,3 +34,8 @@ CASES = {
     "tiny": Case(64, 2, 2, 2, 128, 512, rows=4, length=32),
 }
 """S1: 7.4M parameters, S2: 71M, tiny: 0.1M; embedding and head are tied."""
+
+
+def precision(peer: str) -> str:
+    """A peer's, by the name that Lightning has for it."""
+    return "bf16-mixed" if BF16 in peer else "32-true"

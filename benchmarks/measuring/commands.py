@@ -10,7 +10,13 @@ from measuring.cases import CASES
 from measuring.turns import ALLOCATORS
 
 HERE = Path(__file__).parent
-FITS = {"fit": (), "fit_compiled": ("--compile", "default"), "fit_layers": ("--compile", "layers")}
+FITS = {
+    "fit": (),
+    "fit_compiled": ("--compile", "default"),
+    "fit_layers": ("--compile", "layers"),
+    "fit_bf16": ("--trainer.precision", "bf16-mixed"),
+    "fit_bf16_compiled": ("--trainer.precision", "bf16-mixed", "--compile", "default"),
+}
 """Options of peers that are the command line."""
 
 

@@ -93,6 +93,14 @@ TABLES: dict[str, list[Row]] = {
             "the same, S1, over litgpt compiled",
             ratio("litgpt_compiled", shape="S1", peer="fit_compiled"), 1.05, ">=",
         ),
+        *(
+            Row(f"`fit` in bf16-mixed, S1, over {what}", ratio(peer, shape="S1", peer="fit_bf16"), 1.0, ">=")
+            for peer, what in (("loop_bf16", "that loop under autocast"), ("loop", "that loop in float32"))
+        ),
+        Row(
+            "the same, compiled, over that loop compiled under autocast",
+            ratio("loop_bf16_compiled", shape="S1", peer="fit_bf16_compiled"), 1.0, ">=",
+        ),
         Row("masked diffusion, S1, over a dense step", ratio("loop_masked", shape="S1", peer="masked"), 1.25, ">="),
         Row(
             "masked diffusion, S1, compiled, over a dense step",

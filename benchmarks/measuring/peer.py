@@ -7,6 +7,7 @@
     masked         this package's masked diffusion; masked_compiled; block: its block diffusion, in blocks of 16
     matmul         nothing but products of square matrices
 
+With `_bf16` behind it a way's losses are computed under autocast to bfloat16 (`loop_bf16`, `module_bf16_compiled`).
 `fit` is no peer of this file: it is the command line itself, see `clock`.
 """
 
@@ -27,7 +28,7 @@ from lit_small_lm.plugin import Objective
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.training.compiled import compile_network
 from lit_small_lm.training.optim import AdamW
-from measuring.cases import CASES, Case
+from measuring.cases import BF16, CASES, Case, precision
 from measuring.clock import stated
 from measuring.turns import Turns
 
@@ -133,7 +134,7 @@ PLAIN = {"loop": (theirs, next_token), "loop_masked": (theirs, restored), "litgp
 
 def built(name: str, case: Case) -> tuple[nn.Module, Loss, torch.optim.Optimizer]:
     """The network, loss and optimizer of a peer that is a network in a loop."""
-    way = name.removesuffix("_compiled")
+    way = name.removesuffix("_compiled").removesuffix(BF16)
     if way in OBJECTIVES:
         net = ours(case)
         loss, optimizer = asked(net, OBJECTIVES[way]), AdamW(lr=RATE).build(list(net.named_roles()), True)
@@ -142,11 +143,21 @@ def built(name: str, case: Case) -> tuple[nn.Module, Loss, torch.optim.Optimizer
         net = make(case)
         loss = ask(net)
         optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    if way != name and way in OBJECTIVES:
+    if name.endswith("_compiled") and way in OBJECTIVES:
         compile_network(net, "default")
-    elif way != name:
+    elif name.endswith("_compiled"):
         net.compile()
-    return net, loss, optimizer
+    return net, cast(loss) if precision(name) == "bf16-mixed" else loss, optimizer
+
+
+def cast(loss: Loss) -> Loss:
+    """The same under autocast to bfloat16."""
+
+    def lower(batch: Batch, step: int) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(batch, step)
+
+    return lower
 
 
 def stepping(net: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer) -> Callable[[Batch, int], None]:
@@ -171,7 +182,7 @@ def trained(name: str, case: Case, batches: Sequence[Batch]) -> None:
     """Take the steps of a peer in turn with others."""
     net, loss, optimizer = built(name, case)
     step, turns = stepping(net, loss, optimizer), Turns()
-    settings = stated(optimizer, "32-true", CLIP, batches[0].tokens.numpy().tobytes())
+    settings = stated(optimizer, precision(name), CLIP, batches[0].tokens.numpy().tobytes())
     turns.ready(parameters=sum(p.numel() for p in net.parameters()), **settings)
     for number, batch in enumerate(batches):
         step(batch, number)

@@ -107,7 +107,7 @@ def test_medians_and_quartiles_of_ratios_are_of_pairs(measuring):
     assert compared(own[:1], unit[:1], "wall")["ratio"] == 1
 
 
-@pytest.mark.parametrize("name", ["module", "masked", "block", "loop", "loop_masked"])
+@pytest.mark.parametrize("name", ["module", "masked", "block", "loop", "loop_masked", "loop_bf16"])
 def test_every_peer_learns_a_batch(name, measuring):
     from measuring.cases import CASES
     from measuring.peer import built, stepping
@@ -135,7 +135,7 @@ def test_peers_that_do_not_train_the_same_are_refused(measuring, monkeypatch):
     import training
     from measuring.turns import Outcome, Seconds
 
-    settings = {name: 1 for name in training.AGREED}
+    settings = {"precision": "32-true", **{name: 1 for name in training.AGREED}}
     outcomes = {
         "loop": Outcome(settings, Seconds(1, 1), [Seconds(1, 1)], 1.0),
         "fit": Outcome({**settings, "clip": None}, Seconds(1, 1), [Seconds(1, 1)], 1.0),
@@ -144,6 +144,9 @@ def test_peers_that_do_not_train_the_same_are_refused(measuring, monkeypatch):
     monkeypatch.setattr(training, "race", lambda *_: outcomes)
     with pytest.raises(RuntimeError, match="do not train the same: clip"):
         training.measured(("loop", "fit"), "S1", {}, 1, 1)
+    outcomes["loop_bf16"] = outcomes["loop"]
+    with pytest.raises(RuntimeError, match="loop_bf16 trains in 32-true"):
+        training.measured(("loop", "loop_bf16"), "S1", {}, 1, 1)
 
 
 def test_figures_are_of_this_runs_products(measuring):
