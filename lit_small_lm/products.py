@@ -31,6 +31,8 @@ LEAST_ROWS = 64
 """With fewer rows laying the weights in oneDNN's order takes longer than it saves, ..."""
 LEAST_WORK = 1 << 24
 """... and with fewer multiplications calling an operator of our own does."""
+LONGEST = 1 << 14
+"""Sums over more channels, the gradients of a large vocabulary's head, MKL takes as quickly."""
 
 
 def linear(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,7 +48,7 @@ def pays(h: Tensor, weight: Tensor) -> bool:
     if not (SUITED and h.is_cpu and h.dtype == weight.dtype == torch.float32):
         return False
     rows = math.prod(h.shape[:-1])
-    enough = rows >= LEAST_ROWS and rows * weight.numel() >= LEAST_WORK
+    enough = rows >= LEAST_ROWS and rows * weight.numel() >= LEAST_WORK and h.shape[-1] <= LONGEST
     plain = type(weight) in (Tensor, nn.Parameter)
     return enough and plain and torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
 

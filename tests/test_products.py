@@ -100,8 +100,11 @@ def test_elsewhere_the_plain_twin_is_taken(monkeypatch):
         assert not pays(h, weight)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not pays(h, weight)
-    monkeypatch.setattr(products, "LEAST_WORK", ROWS * weight.numel() + 1)
-    assert not pays(h, weight)
+    for name, value in {"LEAST_WORK": ROWS * weight.numel() + 1, "LONGEST": INPUTS - 1}.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(products, name, value)
+            assert not pays(h, weight)
+    assert pays(h, weight)
 
 
 class Labelled(torch.Tensor):
