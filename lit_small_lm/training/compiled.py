@@ -46,6 +46,7 @@ def compile_network(net: Backbone, mode: str) -> None:
     if mode == "off":
         return
     refuse_foreign_cache()
+    keep_less()
     net.score.pieces = "compiled"
     if mode != BY_LAYERS:
         net.compile(mode=None if mode == "default" else mode)
@@ -53,6 +54,12 @@ def compile_network(net: Backbone, mode: str) -> None:
     raise_limit(2 * len(net.layers))  # layers that differ are compiled one by one, and all of them fit
     for layer in net.layers:
         layer.compile()
+
+
+def keep_less() -> None:
+    """Have what is computed position by position, such as the hidden layer of a gated MLP, computed again in the
+    backward pass, not kept for it; for about 1 % of a step's time. PyTorch does so only where no product reads it."""
+    torch._functorch.config.ban_recompute_materialized_backward = False
 
 
 def raise_limit(count: int) -> None:

@@ -166,3 +166,28 @@ def test_layers_that_differ_are_all_compiled(counting):
 def test_the_summed_loss_is_compiled_with_the_network(counting):
     compare_summed(FAMILIES["default"], "default", depth=2)
     assert counting.frame_count == 1
+
+
+def test_a_compiled_network_keeps_no_more_than_its_products_need(monkeypatch):
+    """What norms and the gated MLP give to products is computed from their inputs once more."""
+    monkeypatch.setattr(torch._functorch.config, "ban_recompute_materialized_backward", True)
+    dims, rows = dataclasses.replace(DIMS, n_layers=4), torch.zeros(2, 64, dtype=torch.long)
+    net = Backbone(FAMILIES["default"], dims, 50)
+    default = bytes_kept(net, rows)
+    compile_network(net, "default")
+    torch.compiler.reset()
+    assert bytes_kept(net, rows) < 0.8 * default
+
+
+def bytes_kept(net, rows):
+    """For the backward pass of a compiled network, its parameters not counted."""
+    net.compile(backend="aot_eager_decomp_partition")
+    storages, own = {}, {p.untyped_storage().data_ptr() for p in net.parameters()}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        net(rows, Query(rows, Visibility.rows(rows), rows).context(), rows)
+    return sum(size for place, size in storages.items() if place not in own)
