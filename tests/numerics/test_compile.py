@@ -168,9 +168,9 @@ def test_the_summed_loss_is_compiled_with_the_network(counting):
     assert counting.frame_count == 1
 
 
-def test_a_compiled_network_keeps_no_more_than_its_products_need(monkeypatch):
+@torch._functorch.config.patch(ban_recompute_materialized_backward=True)
+def test_a_compiled_network_keeps_no_more_than_its_products_need():
     """What norms and the gated MLP give to products is computed from their inputs once more."""
-    monkeypatch.setattr(torch._functorch.config, "ban_recompute_materialized_backward", True)
     dims, rows = dataclasses.replace(DIMS, n_layers=4), torch.zeros(2, 64, dtype=torch.long)
     net = Backbone(FAMILIES["default"], dims, 50)
     default = bytes_kept(net, rows)
