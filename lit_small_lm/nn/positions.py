@@ -53,9 +53,8 @@ class Rotate(nn.Module):
         frequencies = self.base**-exponent  # (width/2,)
         if self.scaling is not None:
             frequencies = self.scaling.frequencies(frequencies)
-        angles = positions[:, None, :, None].to(exact) * frequencies
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        angles = positions.unsqueeze(1).unsqueeze(3) * torch.cat([-frequencies, frequencies])
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if x.shape[-1] == self.width:
