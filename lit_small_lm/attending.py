@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_small_lm.context import Context
 from lit_small_lm.flex import has_kernel, tiled_attention
-from lit_small_lm.pieces import pays, piecewise_attention, plan
+from lit_small_lm.pieces import plan
+from lit_small_lm.piecewise import LONGEST_CAUSAL, pays, piecewise_attention
 
 
 def attend(
@@ -27,21 +28,24 @@ def attend(
     """q (B, H, T, K), k (B, G, S, K), v (B, G, S, V) -> (B, H, T, V), over what the Visibility shows.
 
     Which way is taken is decided here alone. Where whole rows need a mask and no weights are dropped: FlexAttention on
-    CUDA, if it has a kernel for the widths, and pieces of long rows on a CPU. Otherwise one call of PyTorch's fused
-    kernel.
+    CUDA, if it has a kernel for the widths. On a CPU pieces of rows, also of causal ones that need none. Otherwise one
+    call of PyTorch's fused kernel.
 
     Args:
         window: visible keys, the query included; None: all.
         scale: factor on the scores before the softmax; None: 1 / sqrt(K).
         dropout: probability of dropping an attention weight.
     """
-    by_parts = not dropout and masked(ctx, window)
-    if by_parts and has_kernel(q, v):
+    by_parts = not dropout and ctx.cache is None and ctx.attention != "dense"
+    whole = window is None and ctx.visibility.whole
+    if by_parts and not whole and has_kernel(q, v):
         return tiled_attention(q, k, v, ctx.block_mask(window), scale)
     if by_parts and pays(q):
-        made = ctx.trace.once(("pieces", window, q.dtype), lambda: plan(ctx.visibility, window, q.dtype))
+        if whole and ctx.visibility.kind == "causal" and q.shape[2] < LONGEST_CAUSAL:
+            return piecewise_attention(q, k, v, None, scale)
+        made = None if whole else ctx.trace.once(("pieces", window), lambda: plan(ctx.visibility, window))
         if made is not None:
-            return piecewise_attention(q, *ungrouped(q, k, v), made, scale)
+            return piecewise_attention(q, k, v, made, scale)
     mask, causal = ctx.mask(window), False
     if mask is not None:
         k, v = ungrouped(q, k, v)
@@ -62,13 +66,6 @@ def growing(ctx: Context) -> bool:
 def planless() -> contextlib.AbstractContextManager[None]:
     """PyTorch's own kernels alone: cuDNN's makes a plan for every number of keys, which takes longer than a token."""
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-
-
-def masked(ctx: Context, window: int | None) -> bool:
-    """Whether whole rows are read that need a mask, and any way of using it will do."""
-    if ctx.cache is not None or ctx.attention == "dense":
-        return False
-    return window is not None or not ctx.visibility.whole
 
 
 def ungrouped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

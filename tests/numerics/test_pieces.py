@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
-from lit_small_lm import pieces
+from lit_small_lm import attending, pieces, piecewise
 from lit_small_lm.attending import attend
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.nn.attention import plain_attention
 from lit_small_lm.pieces import MOST, Grid, plan
+from lit_small_lm.piecewise import piecewise_attention
 from lit_small_lm.shapes import FixedShape
 
 ROWS, HALF = 2, 45
@@ -23,7 +26,10 @@ DIMS = FixedShape(dim=16, n_layers=1, n_heads=4, n_kv_heads=2, hidden=16).resolv
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch):
     monkeypatch.setattr(pieces, "LENGTH", 8)
-    monkeypatch.setattr(pieces, "LEAST", 40)
+    monkeypatch.setattr(piecewise, "LEAST", dict.fromkeys(piecewise.LEAST, (40, 0)))
+    piecewise.causal_rows.cache_clear()
+    yield
+    piecewise.causal_rows.cache_clear()
 
 
 def view_of(kind, packed, size=3, half=HALF):
@@ -50,52 +56,118 @@ def shown_all(kind, window, size):
 def test_the_pieces_together_are_the_dense_mask(kind, packed, window, size):
     """No visible pair is left out, and no other one is let in."""
     view = view_of(kind, packed, size)
-    made, time = plan(view, window, torch.float64), view.positions.shape[1]
+    made, time = plan(view, window), view.positions.shape[1]
     if shown_all(kind, window, size):
         assert made is None
         return
     found, column = torch.zeros(ROWS, time, time, dtype=torch.bool), torch.arange(time).unsqueeze(0)
     for piece, bias in zip(made.pieces, made.biases, strict=True):
-        cut = pieces.Slices(column, 1, made.half, [piece.queries, *piece.keys])
-        q, k = cut.take(piece.queries)[0].unsqueeze(-1), cut.take(*piece.keys)[0]
+        q, k = piece.queries.of(column, 1)[0].unsqueeze(-1), torch.cat([run.of(column, 1)[0] for run in piece.keys])
         assert not found[:, q, k].any()
         found[:, q, k] = bias[:, 0] == 0
         assert ((bias == 0) | (bias == -math.inf)).all()
     assert torch.equal(found, view.dense(window=window)[:, 0])
 
 
+def parts_of(view, groups=2, values=4, dtype=torch.float64, width=4):
+    """Queries, keys and values as a mixer hands them on: views of one tensor (B, T, heads, width)."""
+    torch.manual_seed(0)
+    rows, time = view.positions.shape
+    sizes = (4, width), (groups, width), (groups, values)
+    return [torch.randn(rows, time, *size, dtype=dtype).transpose(1, 2).requires_grad_() for size in sizes]
+
+
+def assert_equal_with_gradients(found, wanted, parts, **tolerance):
+    torch.testing.assert_close(found, wanted, **tolerance)
+    probe = torch.randn_like(wanted)
+    pairs = zip(*(torch.autograd.grad(out, parts, probe) for out in (found, wanted)), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, **tolerance)
+
+
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_plain_twin(kind, packed, window):
-    torch.manual_seed(0)
     view = view_of(kind, packed)
-    q, k, v = (
-        torch.randn(ROWS, heads, view.positions.shape[1], 4, dtype=torch.float64, requires_grad=True)
-        for heads in (4, 2, 2)
-    )
-    fast = attend(q, k, v, Context(view), window, scale=0.3)
-    plain = plain_attention(q, k, v, view.dense(window=window), scale=0.3)
-    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
-    probe = torch.randn_like(plain)
-    found, wanted = (torch.autograd.grad(out, (q, k, v), probe) for out in (fast, plain))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    parts = parts_of(view)
+    fast = attend(*parts, Context(view), window, scale=0.3)
+    plain = plain_attention(*parts, view.dense(window=window), scale=0.3)
+    assert_equal_with_gradients(fast, plain, parts, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("scores", [1, 8 * HALF, 16 * HALF, 1 << 20], ids=["head", "heads", "row", "rows"])
+@pytest.mark.parametrize("kind", ["causal", "doubled"])
+def test_however_many_heads_are_worked_on_at_once(kind, scores, monkeypatch):
+    """Values wider than keys, grouped heads, the layout that projections leave behind; three rows."""
+    monkeypatch.setattr(piecewise, "SCORES", scores)
+    for docs in (None, torch.arange(HALF).expand(3, HALF) // 17 + torch.arange(3).unsqueeze(1)):
+        view = Visibility.rows(torch.zeros(3, HALF), docs)
+        view = view if kind == "causal" else view.doubled(3)
+        parts = parts_of(view, values=6)
+        fast = piecewise_attention(*parts, plan(view))
+        assert fast.transpose(1, 2).is_contiguous()
+        assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, rtol=1e-10, atol=1e-12)
+
+
+def test_causal_rows_are_cut_within_the_operator():
+    view = view_of("causal", False)
+    parts = parts_of(view)
+    for fast in (piecewise_attention(*parts, None), attend(*parts, Context(view))):
+        assert "piecewise" in fast.grad_fn.name()
+        assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_are_those_of_small_steps():
+    view = view_of("doubled", True, half=11)
+    division = plan(view)
+    assert torch.autograd.gradcheck(lambda *parts: piecewise_attention(*parts, division), parts_of(view, width=2))
+
+
+def test_the_operator_keeps_what_operators_promise():
+    parts = [part.detach().requires_grad_() for part in parts_of(view_of("causal", False), dtype=torch.float32)]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(torch.ops.lit_small_lm.piecewise_attention.default, (*parts, [], None, 0.3), test_utils=tests)
+
+
+def test_twice_the_same_is_bit_for_bit_the_same():
+    view = view_of("doubled", True)
+    parts = parts_of(view, dtype=torch.float32)
+
+    def run():
+        out = attend(*parts, Context(view))
+        return [out, *torch.autograd.grad(out, parts, torch.ones_like(out))]
+
+    assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
+
+
+def test_low_precision_is_rounded_once():
+    """Under autocast inputs and output are bfloat16, and what lies between is not."""
+    view = view_of("causal", True)
+    parts = parts_of(view, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = attend(*parts, Context(view))
+    assert fast.dtype == torch.bfloat16
+    exact = plain_attention(*(part.bfloat16().double() for part in parts), view.dense())
+    assert torch.equal(fast, exact.bfloat16())
+    assert all(grad.dtype == torch.float32 for grad in torch.autograd.grad(fast.sum(), parts))
 
 
 @pytest.fixture
 def computed(monkeypatch):
-    """`computed(q, k, v, ctx, ...)` -> pairs of a query and a key that PyTorch's kernel was given, call by call."""
+    """`computed(q, k, v, ctx, ...)` -> pairs of a query and a key that are computed, call by call."""
     kernel, seen = F.scaled_dot_product_attention, []
 
     def note(q, k, *args, **kwargs):
         seen.append(q.shape[2] * k.shape[2])
         return kernel(q, k, *args, **kwargs)
 
-    def count(*args, **kwargs):
+    def count(q, k, v, *args, **kwargs):
         seen.clear()
-        attend(*args, **kwargs)
-        return list(seen)
+        with FlopCounterMode(display=False) as counter:
+            attend(q, k, v, *args, **kwargs)
+        flops = counter.get_flop_counts().get("Global", {}).get(torch.ops.lit_small_lm.piecewise_attention)
+        return seen + ([] if flops is None else [flops / (2 * q.shape[0] * q.shape[1] * (q.shape[3] + v.shape[3]))])
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", note)
     return count
@@ -103,16 +175,23 @@ def computed(monkeypatch):
 
 def test_which_rows_are_cut(computed, monkeypatch):
     parts, view = torch.randn(3, ROWS, 2, HALF, 4).unbind(), view_of("causal", True)
-    assert len(computed(*parts, Context(view))) == 5
-    assert len(computed(*parts, Context(view_of("causal", False)), window=4)) == 5
-    whole = [HALF * HALF]
+    pieces, whole = [8 * (8 + 16 + 24 + 32) + 13 * HALF], [HALF * HALF]
+    assert computed(*parts, Context(view)) == pieces
+    assert computed(*parts, Context(view_of("causal", False))) == pieces
+    assert computed(*parts, Context(view), window=4) == [8 * (8 + 3 * 11) + 13 * 16]
+    assert computed(*parts, Context(view_of("causal", False)), window=4) == [8 * (8 + 3 * 11) + 13 * 16]
+    for some in (view, view_of("causal", False)):
+        assert computed(*parts, Context(some, Cache())) == whole
+        assert computed(*parts, Context(some, attention="dense")) == whole
+        assert computed(*parts, Context(some), dropout=0.1) == whole
     assert computed(*parts, Context(view_of("bidirectional", True))) == whole
+    assert computed(*parts, Context(view_of("bidirectional", False))) == whole
+    monkeypatch.setattr(attending, "LONGEST_CAUSAL", HALF)
+    assert computed(*parts, Context(view)) == pieces
     assert computed(*parts, Context(view_of("causal", False))) == whole
-    assert computed(*parts, Context(view, Cache())) == whole
-    assert computed(*parts, Context(view, attention="dense")) == whole
-    assert computed(*parts, Context(view), dropout=0.1) == whole
-    monkeypatch.setattr(pieces, "LEAST", HALF + 1)
-    assert computed(*parts, Context(view)) == whole
+    for least in ((HALF + 1, 0), (1, parts[0].numel() * HALF + 1)):
+        monkeypatch.setattr(piecewise, "LEAST", {"float32": least})
+        assert computed(*parts, Context(view)) == whole
 
 
 def test_a_doubled_row_costs_little_more_than_a_quarter(computed, monkeypatch):
@@ -126,6 +205,24 @@ def test_there_are_few_pieces_however_long_rows_are():
     grids = [Grid.of(columns) for columns in range(8, 5000)]
     assert {grid.count for grid in grids} == set(range(1, MOST))
     assert all(0 <= columns - grid.length * grid.count < grid.length for columns, grid in enumerate(grids, 8))
+
+
+def test_causal_rows_of_all_widths_share_a_graph():
+    """And the graph has one operator, whatever is in it; layers whose activations are computed anew share it."""
+    torch.compiler.reset()
+
+    def layer(ctx, *parts):
+        return checkpoint(lambda *parts: 2 * attend(*parts, ctx), *parts, use_reentrant=False)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    views = {half: view_of("causal", False, half=half) for half in (41, 50, 67, 90)}
+    for index, view in enumerate(views.values()):
+        parts = parts_of(view)
+        with torch.compiler.set_stance("fail_on_recompile" if index else "default"):
+            fast = compiled(Context(view), *parts)
+            plain = 2 * plain_attention(*parts, view.dense())
+            assert_equal_with_gradients(fast, plain, parts, rtol=1e-10, atol=1e-12)
+    torch.compiler.reset()
 
 
 def test_rows_of_many_widths_share_a_graph(monkeypatch):
