@@ -1,5 +1,6 @@
 """Rows into batches, and the loader that hands them out and knows where to go on."""
 
+import bisect
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -36,21 +37,21 @@ class Rows(Dataset):
 
     def __init__(self, components: Sequence[Packed], specials: Specials) -> None:
         self.components, self.specials = components, specials
-        self._first = np.cumsum([0, *map(len, components)])
+        self._first = np.cumsum([0, *map(len, components)]).tolist()
         self.masked = not all(packed.full for packed in components)
         """Whether batches need a loss mask."""
         self.scored = sum(packed.scored for packed in components)
         """Tokens that are the target of some position."""
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     def place(self, row: int) -> tuple[Packed, int] | None:
         """The component of a row and its number there; None for a padding row."""
         if row < 0:
             return None
-        component = int(np.searchsorted(self._first, row, side="right")) - 1
-        return self.components[component], row - int(self._first[component])
+        component = bisect.bisect_right(self._first, row) - 1
+        return self.components[component], row - self._first[component]
 
     def __getitems__(self, wanted: Sequence[Wanted]) -> Batch | RunError:
         """A batch; what cannot be read is passed on to the process that can say so."""
@@ -76,13 +77,14 @@ def assemble(
             place[0].write(place[1], row_tokens, row_documents)
     pieces = wanted[0].pieces
     mask = torch.from_numpy(_counted(places, doc_ids)).reshape(-1, seq_len // pieces) if masked else None
-    slots = torch.tensor([item.slot for item in wanted])[:, None] * pieces + torch.arange(pieces)  # (B, pieces)
+    rows, slots = np.array([(item.row, item.slot) for item in wanted], dtype=np.int64).T
+    slots = slots[:, None] * pieces + np.arange(pieces)  # (B, pieces)
     return Batch(
         tokens=_cut(torch.from_numpy(tokens), pieces),
         doc_ids=_cut(torch.from_numpy(doc_ids), pieces),
         loss_mask=mask,
-        sample_ids=torch.tensor([item.row for item in wanted]).repeat_interleave(pieces),
-        slots=slots.flatten(),
+        sample_ids=torch.from_numpy(rows.repeat(pieces)),
+        slots=torch.from_numpy(slots.ravel()),
         specials=specials,
     )
 

@@ -14,8 +14,13 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     groups: dict[tuple[Any, ...], list[Tensor]] = {}
     for gradient in gradients:
         groups.setdefault(_sharded_over(gradient), []).append(local(gradient))
-    norms = [_over_processes(torch.nn.utils.get_total_norm(parts), axes) for axes, parts in groups.items()]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    norms = [_over_processes(_norm_of(torch._foreach_norm(parts)), axes) for axes, parts in groups.items()]
+    return norms[0] if len(norms) == 1 else _norm_of(norms)
+
+
+def _norm_of(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of tensors of which these are the norms."""
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def scale_gradients(gradients: Sequence[Tensor], factor: Tensor) -> None:

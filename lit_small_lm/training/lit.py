@@ -8,6 +8,7 @@ import abc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -30,11 +31,14 @@ from lit_small_lm.sharding import load_whole
 from lit_small_lm.spec import check_settings
 from lit_small_lm.training.compiled import compile_network, refuse_foreign_cache
 from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
+from lit_small_lm.training.idle_hooks import call_idle, pass_over_idle
 from lit_small_lm.training.judge import TAKEN, Judge, hold_back
 from lit_small_lm.training.optim import AdamW
 from lit_small_lm.training.parallel import FSDP2
 from lit_small_lm.training.score import METRICS, DocumentNLL, StepSums, counted_share, weighted_sum
 from lit_small_lm.training.stepped import move
+
+PLAIN = (str, int, float, bool, NoneType)
 
 
 class LanguageModule(LightningModule, abc.ABC):
@@ -90,6 +94,14 @@ class LanguageModule(LightningModule, abc.ABC):
         """Norm of the last step's gradient, before clipping."""
         self.judge: Judge | None = None
         """Decides whether a step is taken; the guard callback sets it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Plain values in the place of what is no part of the network need none of torch's search among its parts;
+        Lightning sets some forty at every step."""
+        if type(value) in PLAIN and name in self.__dict__:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def monitored(self, source: Source) -> list[str]:
         """Metrics that a callback may watch in a run on `source`: those of each validation."""
@@ -177,6 +189,10 @@ class LanguageModule(LightningModule, abc.ABC):
         groups = self.trainer.optimizers[0].param_groups
         for group, settings in zip(groups, self._settings, strict=True):
             group.update(settings)
+        pass_over_idle(self.trainer)
+
+    def on_train_end(self) -> None:
+        call_idle(self.trainer)
 
     # ------------------------------------------------------------------------------------------------------ training
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

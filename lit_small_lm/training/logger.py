@@ -86,7 +86,7 @@ class RunLogger(Logger):
         """One line of metrics, and one TensorBoard event with a scalar for each."""
         if self.folder is None or not metrics:
             return
-        line = {**dataclasses.asdict(position), **{key: _json_number(value) for key, value in metrics.items()}}
+        line = {**vars(position), **{key: _json_number(value) for key, value in metrics.items()}}
         line["seconds"] = round(position.seconds, 3)
         self._tried("metrics", lambda: append(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode()))
         self._add(lambda: _scalars({"tokens": position.tokens, **metrics}), position.step)

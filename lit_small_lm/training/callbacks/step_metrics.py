@@ -97,6 +97,7 @@ class StepMetrics(Callback):
         sums = trainer.strategy.reduce(values[:, :2].clone(), reduce_op="sum").tolist()
         others = others_of(steps, trainer)
         rest = values[:, 2:].tolist()
+        guards = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
         for step, (nats, count), (norm, verdict), (terms, scalars) in zip(steps, sums, rest, others, strict=True):
             self.latest = {
                 **{f"train/{name}": value / count for name, value in terms.items()},
@@ -109,7 +110,6 @@ class StepMetrics(Callback):
                 **self._work.figures(step.tokens_per_second),
             }
             seen = Seen(step.position.step, self.latest["train/loss"], norm, int(verdict))
-            guards = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
             for guard in guards:
                 self.latest |= guard.note(seen)
             log_everywhere(trainer.loggers, step.position, self.latest)

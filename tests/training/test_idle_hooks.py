@@ -1,0 +1,82 @@
+"""Empty hooks of a step are passed over while a fit runs, and no others."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_small_lm.__main__ import main
+from lit_small_lm.training import lit
+from lit_small_lm.training.idle_hooks import STEP, call_idle, pass_over_idle
+
+BUSY = '''
+from lightning.pytorch import Callback
+
+class Busy(Callback):
+    """Notes which hooks were called, one of them set on the object alone."""
+
+    def __init__(self):
+        self.called = []
+        self.on_after_backward = lambda trainer, pl_module: self.called.append("after_backward")
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        idle = [name for name in ("on_before_backward", "on_train_batch_start") if getattr(self, name) is None]
+        self.called.append(f"before_zero_grad {len(idle)}")
+
+    def on_fit_end(self, trainer, pl_module):
+        assert callable(self.on_before_backward) and callable(pl_module.on_after_backward)
+        print(self.called)
+'''
+
+
+class Silent(Callback):
+    """Does nothing at all."""
+
+
+class Counting(LightningModule):
+    """A module with one hook of its own."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        """Its own."""
+
+
+def test_empty_hooks_alone_are_passed_over_and_come_back():
+    silent, module = Silent(), Counting()
+    trainer = Trainer(callbacks=[silent], logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    pass_over_idle(trainer)
+    pass_over_idle(trainer)  # a second fit that begins in the middle of one
+    assert [getattr(silent, name) for name in STEP] == [None] * len(STEP)
+    assert [name for name in STEP if getattr(module, name) is not None] == ["on_train_batch_end"]
+    call_idle(trainer)
+    assert all(callable(getattr(part, name)) for part in (silent, module) for name in STEP)
+
+
+def test_hooks_with_something_in_them_are_called_at_every_step(tmp_path, tiny, capfd):
+    plugin = tmp_path / "busy.py"
+    plugin.write_text(BUSY)
+    options = ["--run_dir", str(tmp_path / "run"), "--plugins", str(plugin), "--trainer.callbacks+=Busy"]
+    assert main(["fit", *tiny, *options, "--trainer.max_steps", "2"]) == 0
+    assert str(["before_zero_grad 2", "after_backward"] * 2) in capfd.readouterr().out
+
+
+def test_a_run_is_the_same_where_every_hook_is_called(tmp_path, tiny, monkeypatch):
+    found = []
+    for name in ("passed", "called"):
+        assert main(["fit", *tiny, "--run_dir", str(tmp_path / name), "--trainer.max_steps", "3"]) == 0
+        weights = next((tmp_path / name / "checkpoints").glob("*3.ckpt"))
+        found.append(torch.load(weights, weights_only=False)["state_dict"])
+        monkeypatch.setattr(lit, "pass_over_idle", lambda trainer: None)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [3, 2.5, "name", None, True])
+def test_plain_values_take_the_place_of_plain_ones_and_never_of_parts(value):
+    model = lit.AutoregressiveLM.__new__(lit.AutoregressiveLM)
+    LightningModule.__init__(model)
+    model.plain, model.part = "before", torch.nn.Linear(1, 1)
+    model.plain = value
+    assert vars(model)["plain"] is value
+    model.part = None
+    assert model.part is None and not list(model.children())
+    model.part = torch.nn.Linear(1, 1)
+    assert len(list(model.children())) == 1
