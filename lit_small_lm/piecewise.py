@@ -54,6 +54,7 @@ def piecewise_attention(
     compiled network has one form of it for rows of any width. Under autocast the inputs are rounded to its dtype, and
     the output is of it, as with PyTorch's own attention.
     """
+    v = v.contiguous()  # often a part of one product with queries and keys, which would be kept whole
     q, k, v = (part.to(_dtype(part)) for part in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if division is None:
