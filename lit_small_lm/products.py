@@ -45,12 +45,12 @@ def linear(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def pays(h: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to multiply these."""
-    if not (SUITED and h.is_cpu and h.dtype == weight.dtype == torch.float32):
+    inputs, outputs = h.shape[-1], weight.shape[0]
+    if not SUITED or h.numel() < LEAST_ROWS * inputs or h.numel() * outputs < LEAST_WORK or inputs > LONGEST:
         return False
-    rows = math.prod(h.shape[:-1])
-    enough = rows >= LEAST_ROWS and rows * weight.numel() >= LEAST_WORK and h.shape[-1] <= LONGEST
     plain = type(weight) in (Tensor, nn.Parameter)
-    return enough and plain and torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
+    exact = h.is_cpu and h.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and exact and torch.backends.mkldnn.enabled
 
 
 @torch.library.custom_op("lit_small_lm::product", mutates_args=())
