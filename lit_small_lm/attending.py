@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_small_lm.context import Context
 from lit_small_lm.flex import has_kernel, tiled_attention
-from lit_small_lm.pieces import plan
-from lit_small_lm.piecewise import LONGEST_CAUSAL, pays, piecewise_attention
+from lit_small_lm.pieces import Division, spares
+from lit_small_lm.piecewise import LONGEST_CAUSAL, pays, pays_without_sparing, piecewise_attention
 
 
 def attend(
@@ -41,10 +41,11 @@ def attend(
     if by_parts and not whole and has_kernel(q, v):
         return tiled_attention(q, k, v, ctx.block_mask(window), scale)
     if by_parts and pays(q):
-        if whole and ctx.visibility.kind == "causal" and q.shape[2] < LONGEST_CAUSAL:
-            return piecewise_attention(q, k, v, None, scale)
-        made = None if whole else ctx.trace.once(("pieces", window), lambda: plan(ctx.visibility, window))
-        if made is not None:
+        if whole and ctx.visibility.kind == "causal":
+            if q.shape[2] < LONGEST_CAUSAL:
+                return piecewise_attention(q, k, v, None, scale)
+        elif pays_without_sparing(q) or spares(ctx.visibility, window):
+            made = ctx.trace.once(("pieces", window), lambda: Division.of(ctx.visibility, window))
             return piecewise_attention(q, k, v, made, scale)
     mask, causal = ctx.mask(window), False
     if mask is not None:

@@ -96,12 +96,10 @@ class Division(NamedTuple):
         return cls(chosen, biases)
 
 
-def plan(view: Visibility, window: int | None = None) -> Division | None:
-    """How whole rows without a cache are cut; None where every query may see all of them."""
+def spares(view: Visibility, window: int | None = None) -> bool:
+    """Whether there are pairs in whole rows that no piece holds."""
     half = half_of(view)
-    if all(run.length == half for piece in pieces(view, window) for run in piece.keys):
-        return None
-    return Division.of(view, window)
+    return any(run.length < half for piece in pieces(view, window) for run in piece.keys)
 
 
 def pieces(view: Visibility, window: int | None = None) -> list[QueryPiece]:

@@ -30,6 +30,9 @@ float32 and 0.7 in bfloat16 (one thread of an AMD EPYC of 2022 with 1 MiB of L2,
 LONGEST_CAUSAL = 768
 """Columns from which on PyTorch's own kernel is as quick where rows are causal and need no mask: 0.98 of the time of
 pieces in float32, 0.9 in bfloat16; at 512 columns 1.25."""
+SLOW = 192
+"""Columns up to which PyTorch's own kernel is slower in bfloat16 even where pieces spare nothing: 2.3 times for 64, 1.8
+for 128; for 256 they are even. It is its backward pass, which in float32 is quicker."""
 TILES = torch.cpu._is_amx_tile_supported()
 """Whether the processor multiplies bfloat16 much faster than float32; on those this was not measured."""
 KEPT = 16
@@ -43,6 +46,11 @@ def pays(q: Tensor) -> bool:
     low = _dtype(q).itemsize < 4
     columns, work = LEAST["bfloat16" if low else "float32"]
     return q.shape[2] >= columns and q.numel() * q.shape[2] >= work and not (low and TILES)
+
+
+def pays_without_sparing(q: Tensor) -> bool:
+    """The same where every query may see all keys."""
+    return pays(q) and _dtype(q).itemsize < 4 and q.shape[2] <= SLOW and torch.is_grad_enabled()
 
 
 def piecewise_attention(

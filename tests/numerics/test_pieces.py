@@ -13,7 +13,7 @@ from lit_small_lm.attending import attend
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.nn.attention import plain_attention
-from lit_small_lm.pieces import MOST, Grid, plan
+from lit_small_lm.pieces import MOST, Division, Grid, spares
 from lit_small_lm.piecewise import piecewise_attention
 from lit_small_lm.shapes import FixedShape
 
@@ -56,10 +56,8 @@ def shown_all(kind, window, size):
 def test_the_pieces_together_are_the_dense_mask(kind, packed, window, size):
     """No visible pair is left out, and no other one is let in."""
     view = view_of(kind, packed, size)
-    made, time = plan(view, window), view.positions.shape[1]
-    if shown_all(kind, window, size):
-        assert made is None
-        return
+    made, time = Division.of(view, window), view.positions.shape[1]
+    assert spares(view, window) != shown_all(kind, window, size)
     found, column = torch.zeros(ROWS, time, time, dtype=torch.bool), torch.arange(time).unsqueeze(0)
     for piece, bias in zip(made.pieces, made.biases, strict=True):
         q, k = piece.queries.of(column, 1)[0].unsqueeze(-1), torch.cat([run.of(column, 1)[0] for run in piece.keys])
@@ -80,7 +78,8 @@ def parts_of(view, groups=2, values=4, dtype=torch.float64, width=4):
 def assert_equal_with_gradients(found, wanted, parts, **tolerance):
     torch.testing.assert_close(found, wanted, **tolerance)
     probe = torch.randn_like(wanted)
-    pairs = zip(*(torch.autograd.grad(out, parts, probe) for out in (found, wanted)), strict=True)
+    grads = (torch.autograd.grad(out, parts, probe, retain_graph=True) for out in (found, wanted))
+    pairs = zip(*grads, strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, **tolerance)
 
@@ -91,9 +90,10 @@ def assert_equal_with_gradients(found, wanted, parts, **tolerance):
 def test_equals_the_plain_twin(kind, packed, window):
     view = view_of(kind, packed)
     parts = parts_of(view)
-    fast = attend(*parts, Context(view), window, scale=0.3)
     plain = plain_attention(*parts, view.dense(window=window), scale=0.3)
-    assert_equal_with_gradients(fast, plain, parts, rtol=1e-10, atol=1e-12)
+    by_pieces = piecewise_attention(*parts, Division.of(view, window), scale=0.3)
+    for fast in (by_pieces, attend(*parts, Context(view), window, scale=0.3)):
+        assert_equal_with_gradients(fast, plain, parts, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("scores", [1, 8 * HALF, 16 * HALF, 1 << 20], ids=["head", "heads", "row", "rows"])
@@ -105,7 +105,7 @@ def test_however_many_heads_are_worked_on_at_once(kind, scores, monkeypatch):
         view = Visibility.rows(torch.zeros(3, HALF), docs)
         view = view if kind == "causal" else view.doubled(3)
         parts = parts_of(view, values=6)
-        fast = piecewise_attention(*parts, plan(view))
+        fast = piecewise_attention(*parts, Division.of(view))
         assert fast.transpose(1, 2).is_contiguous()
         assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, rtol=1e-10, atol=1e-12)
 
@@ -120,7 +120,7 @@ def test_causal_rows_are_cut_within_the_operator():
 
 def test_gradients_are_those_of_small_steps():
     view = view_of("doubled", True, half=11)
-    division = plan(view)
+    division = Division.of(view)
     assert torch.autograd.gradcheck(lambda *parts: piecewise_attention(*parts, division), parts_of(view, width=2))
 
 
@@ -192,6 +192,22 @@ def test_which_rows_are_cut(computed, monkeypatch):
     for least in ((HALF + 1, 0), (1, parts[0].numel() * HALF + 1)):
         monkeypatch.setattr(piecewise, "LEAST", {"float32": least})
         assert computed(*parts, Context(view)) == whole
+
+
+def test_which_rows_are_computed_whole_by_the_operator(monkeypatch):
+    """Short ones of low precision that are trained."""
+    monkeypatch.setattr(piecewise, "SLOW", HALF)
+
+    def by_operator(packed, half, dtype):
+        view = view_of("bidirectional", packed, half=half)
+        return "piecewise" in attend(*parts_of(view, dtype=dtype), Context(view)).grad_fn.name()
+
+    for packed in (False, True):
+        assert by_operator(packed, HALF, torch.bfloat16)
+        assert not by_operator(packed, HALF, torch.float32)
+        assert not by_operator(packed, HALF + 1, torch.bfloat16)
+    with torch.no_grad():
+        assert not piecewise.pays_without_sparing(parts_of(view_of("causal", False), dtype=torch.bfloat16)[0])
 
 
 def test_a_doubled_row_costs_little_more_than_a_quarter(computed, monkeypatch):
