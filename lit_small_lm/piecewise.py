@@ -156,7 +156,7 @@ class Probabilities:
             yield near, keys, torch.softmax(scores, -1, out=scores)
 
 
-@torch.library.custom_op("lit_small_lm::piecewise_attention", mutates_args=())
+@torch.library.custom_op("lit_small_lm::piecewise_attention", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, biases: Sequence[Tensor], cuts: Sequence[int] | None, scale: float
 ) -> Tensor:
@@ -212,7 +212,9 @@ class Sums:
         tile.keys(to).copy_(found.sum(2, keepdim=True) if self.desk.repeat > 1 else found)
 
 
-@torch.library.custom_op("lit_small_lm::piecewise_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "lit_small_lm::piecewise_attention_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,)
+)
 def _gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, biases: Sequence[Tensor], cuts: Sequence[int] | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,7 +53,7 @@ def pays(h: Tensor, weight: Tensor) -> bool:
     return plain and exact and torch.backends.mkldnn.enabled
 
 
-@torch.library.custom_op("lit_small_lm::product", mutates_args=())
+@torch.library.custom_op("lit_small_lm::product", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _product(h: Tensor, weight: Tensor) -> Tensor:
     """h (..., D), weight (F, D) -> (..., F)."""
     return torch.ops.mkldnn._linear_pointwise(h, weight, None, "none", [], "")
