@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lit_small_lm.pieces import Division, QueryPiece, Run, pieces
+from lit_small_lm.transforms import transformed
 from lit_small_lm.visibility import Visibility
 
 SCORES = 1 << 17
@@ -45,7 +46,7 @@ def pays(q: Tensor) -> bool:
         return False
     low = _dtype(q).itemsize < 4
     columns, work = LEAST["bfloat16" if low else "float32"]
-    return q.shape[2] >= columns and q.numel() * q.shape[2] >= work and not (low and TILES)
+    return q.shape[2] >= columns and q.numel() * q.shape[2] >= work and not (low and TILES) and not transformed()
 
 
 def pays_without_sparing(q: Tensor) -> bool:
@@ -261,9 +262,10 @@ _attention.register_autograd(_backward, setup_context=_keep)
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """Of what x is read as."""
+    """Of what x is read as; autocast leaves float64 as it is."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if lowered else x.dtype
 
 
 def _lay(desk: Desk, tile: Tile, *queries: tuple[Tensor, Tensor], keys: Sequence[tuple[Tensor, Tensor]]) -> None:

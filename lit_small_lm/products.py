@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from lit_small_lm.transforms import transformed
+
 
 def suits_onednn() -> bool:
     """Whether this machine's processor is one for which oneDNN is known to be faster."""
@@ -50,7 +52,7 @@ def pays(h: Tensor, weight: Tensor) -> bool:
         return False
     plain = type(weight) in (Tensor, nn.Parameter)
     exact = h.is_cpu and h.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and exact and torch.backends.mkldnn.enabled
+    return plain and exact and torch.backends.mkldnn.enabled and not transformed()
 
 
 @torch.library.custom_op("lit_small_lm::product", mutates_args=(), tags=(torch.Tag.flexible_layout,))

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lit_small_lm.context import Context
 from lit_small_lm.products import linear
+from lit_small_lm.transforms import transformed
 
 CHUNK_LOGITS = 1 << 26
 """Logits that `token_nll` holds at once; fewer are scored in one piece."""
@@ -102,7 +103,7 @@ def summed_nll(
     At most `chunk_logits` logits are held at once; None: as many as pay on the device. It is one operator of our own,
     so that a compiled network has one form of it for any number of targets.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or transformed():
         nll = token_nll(h, weight, targets, softcap, chunk_logits or CHUNK_LOGITS, impossible)
         return (nll if weights is None else nll * weights).sum(), nll
     kind = h.device.type

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Norm, setting
+from lit_small_lm.transforms import transformed
 
 LEAST_VALUES = 1 << 15
 """With fewer of them, what Python does for a gradient by hand takes longer than it saves."""
@@ -87,9 +88,10 @@ def rms_norm(h: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def kernel(h: Tensor, weight: Tensor) -> bool:
-    """Whether there is a kernel for these, or torch.compile makes one."""
-    alike = h.dtype == weight.dtype in (torch.float32, torch.float64) and type(weight) in (Tensor, nn.Parameter)
-    return not (alike and h.is_cpu) or torch.compiler.is_compiling()
+    """Whether there is a kernel for these, torch.compile makes one, or other derivatives are wanted than ours."""
+    alike = h.dtype == weight.dtype in (torch.float32, torch.float64)
+    plain = {type(h), type(weight)} <= {Tensor, nn.Parameter}
+    return not (alike and plain and h.is_cpu) or torch.compiler.is_compiling() or transformed()
 
 
 def _factor(h: Tensor, eps: float) -> Tensor:
@@ -100,7 +102,7 @@ def _factor(h: Tensor, eps: float) -> Tensor:
 
 @functools.cache
 def _constant(value: float, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(value, dtype=dtype)
+    return torch.tensor(value, dtype=dtype, device="cpu")  # whatever the default device is when it is made
 
 
 def _gradients(grad: Tensor, h: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -132,8 +134,10 @@ class _GradientByHand(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         h, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
+            wanted = [part for part, asked in zip((h, weight), ctx.needs_input_grad[:2], strict=True) if asked]
             plain = F.rms_norm(h, weight.shape, weight, ctx.eps)
-            return *torch.autograd.grad(plain, (h, weight), grad, create_graph=True), None
+            found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))
+            return *(next(found) if asked else None for asked in ctx.needs_input_grad[:2]), None
         by_h, by_weight = _gradients(grad.reshape(-1, len(weight)), h.reshape(-1, len(weight)), weight, ctx.eps)
         return by_h.view(h.shape), by_weight, None
 

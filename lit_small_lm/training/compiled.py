@@ -70,7 +70,8 @@ def raise_limit(count: int) -> None:
 
 
 def refuse_foreign_cache() -> None:
-    """Make the folder, for this user alone, if it is not there.
+    """Make the folder, for this user alone, if it is not there; an empty one of the user's own is made that, too, since
+    torch makes it while it is imported, for whomever the umask says.
 
     Raises:
         RunError: it is somebody else's, or others may write to it.
@@ -79,6 +80,9 @@ def refuse_foreign_cache() -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
+        if found.st_uid == os.getuid() and found.st_mode & OTHERS and not any(folder.iterdir()):
+            folder.chmod(0o700)
+            found = found if any(folder.iterdir()) else folder.stat()
     except OSError as error:
         raise RunError(f"compile: {shown(str(folder))}: {error.strerror}; {VARIABLE} names another folder") from None
     fault = "belongs to another user" if found.st_uid != os.getuid() else "can be written to by others"

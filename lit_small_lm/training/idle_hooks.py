@@ -24,22 +24,23 @@ STEP = (
 
 def pass_over_idle(trainer: Trainer) -> None:
     """Let Lightning pass over the hooks of a step that are empty."""
-    for part, name in _idle(trainer):
-        setattr(part, name, None)
+    call_idle(trainer)  # a fit that failed has not
+    for part, base in _parts(trainer):
+        for name in STEP:
+            empty = getattr(type(part), name, None) is getattr(base, name)
+            if empty and name not in vars(part):  # one set on the object itself is not
+                setattr(part, name, None)
 
 
 def call_idle(trainer: Trainer) -> None:
     """Undo `pass_over_idle`."""
-    for part, name in _idle(trainer):
-        vars(part).pop(name, None)
-
-
-def _idle(trainer: Trainer) -> Iterator[tuple[Any, str]]:
-    """The callbacks and the module, each with the names of its empty hooks; a hook set on the object itself is not."""
-    for part, base in [
-        *((callback, Callback) for callback in trainer.callbacks),
-        (trainer.lightning_module, LightningModule),
-    ]:
+    for part, _ in _parts(trainer):
         for name in STEP:
-            if getattr(type(part), name) is getattr(base, name) and vars(part).get(name) is None:
-                yield part, name
+            if vars(part).get(name, part) is None:
+                del vars(part)[name]
+
+
+def _parts(trainer: Trainer) -> Iterator[tuple[Any, type]]:
+    """The callbacks and the module, each with the base class whose hooks are empty."""
+    yield from ((callback, Callback) for callback in trainer.callbacks)
+    yield trainer.lightning_module, LightningModule

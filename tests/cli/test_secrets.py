@@ -49,6 +49,10 @@ def test_compiled_code_is_taken_from_a_folder_of_ones_own(tmp_path, monkeypatch)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "new" / "cache"))
     refuse_foreign_cache()
     assert cache_folder().stat().st_mode & 0o777 == 0o700
+    cache_folder().chmod(0o775)  # as torch makes it under a umask of 002
+    refuse_foreign_cache()
+    assert cache_folder().stat().st_mode & 0o777 == 0o700
+    (cache_folder() / "code").touch()
     cache_folder().chmod(0o777)
     with pytest.raises(RunError, match="can be written to by others"):
         refuse_foreign_cache()

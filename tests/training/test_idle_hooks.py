@@ -28,6 +28,22 @@ class Busy(Callback):
 '''
 
 
+FAILS = '''
+from lightning.pytorch import Callback
+
+class Fails(Callback):
+    """Fails in a step."""
+
+    made = []
+
+    def __init__(self):
+        self.made.append(self)
+
+    def on_train_batch_end(self, *args):
+        1 / 0
+'''
+
+
 class Silent(Callback):
     """Does nothing at all."""
 
@@ -49,6 +65,28 @@ def test_empty_hooks_alone_are_passed_over_and_come_back():
     assert [name for name in STEP if getattr(module, name) is not None] == ["on_train_batch_end"]
     call_idle(trainer)
     assert all(callable(getattr(part, name)) for part in (silent, module) for name in STEP)
+
+
+def test_hooks_that_a_failed_fit_left_are_called_once_they_hold_something():
+    class Later(Callback):
+        """Gets a hook when it has been through a fit."""
+
+    later, module = Later(), Counting()
+    trainer = Trainer(callbacks=[later], logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    pass_over_idle(trainer)
+    Later.on_after_backward = lambda self, trainer, pl_module: None
+    pass_over_idle(trainer)
+    assert [name for name in STEP if getattr(later, name) is not None] == ["on_after_backward"]
+
+
+def test_hooks_are_whole_after_a_fit_that_failed(tmp_path, tiny):
+    plugin = tmp_path / "fails.py"
+    plugin.write_text(FAILS)
+    options = ["--run_dir", str(tmp_path / "run"), "--plugins", str(plugin), "--trainer.callbacks+=Fails"]
+    assert main(["fit", *tiny, *options, "--trainer.max_steps", "2"]) == 1
+    (failed,) = next(found for found in Callback.__subclasses__() if found.__name__ == "Fails").made
+    assert all(callable(getattr(failed, name)) for name in STEP)
 
 
 def test_hooks_with_something_in_them_are_called_at_every_step(tmp_path, tiny, capfd):

@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_small_lm.errors import RunError
 from lit_small_lm.signals import asked, note_lost_workers, until_the_step_ends
 from lit_small_lm.training.callbacks.checkpoints import Checkpoints, validation_due
+from lit_small_lm.training.idle_hooks import call_idle
 
 
 class Interrupted(BaseException):
@@ -89,7 +90,8 @@ class Stopping(Callback):
         return answer.int().tolist()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last finished step of a run whose next batch could not be had."""
+        """Save the last finished step of a run whose next batch could not be had; hooks are whole again."""
+        call_idle(trainer)
         if isinstance(exception, Exception) and trainer.world_size == 1 and between_steps(trainer):
             try:
                 self.checkpoints.save_now(trainer)
