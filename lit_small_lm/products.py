@@ -48,11 +48,22 @@ def linear(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def pays(h: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to multiply these."""
     inputs, outputs = h.shape[-1], weight.shape[0]
-    if not SUITED or h.numel() < LEAST_ROWS * inputs or h.numel() * outputs < LEAST_WORK or inputs > LONGEST:
+    if not SUITED or inputs > LONGEST or not _surely(h.numel() >= LEAST_ROWS * inputs):
+        return False
+    if not _surely(h.numel() * outputs >= LEAST_WORK):
         return False
     plain = type(weight) in (Tensor, nn.Parameter)
     exact = h.is_cpu and h.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return plain and exact and torch.backends.mkldnn.enabled and not transformed()
+
+
+def _surely(found: bool) -> bool:
+    """The same, or no where sizes are not known while a network is compiled, as those of an expert's rows."""
+    if not torch.compiler.is_compiling():
+        return found
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(found)
 
 
 @torch.library.custom_op("lit_small_lm::product", mutates_args=(), tags=(torch.Tag.flexible_layout,))
