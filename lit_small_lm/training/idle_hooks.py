@@ -41,6 +41,7 @@ def call_idle(trainer: Trainer) -> None:
 
 
 def _parts(trainer: Trainer) -> Iterator[tuple[Any, type]]:
-    """The callbacks and the module, each with the base class whose hooks are empty."""
+    """The callbacks and the module, if there is one yet, each with the base class whose hooks are empty."""
     yield from ((callback, Callback) for callback in trainer.callbacks)
-    yield trainer.lightning_module, LightningModule
+    if trainer.lightning_module is not None:
+        yield trainer.lightning_module, LightningModule

@@ -39,6 +39,7 @@ from lit_small_lm.training.score import METRICS, DocumentNLL, StepSums, counted_
 from lit_small_lm.training.stepped import move
 
 PLAIN = (str, int, float, bool, NoneType)
+"""Types of values that torch never takes for parts of a network."""
 
 
 class LanguageModule(LightningModule, abc.ABC):

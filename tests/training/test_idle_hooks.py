@@ -67,6 +67,10 @@ def test_empty_hooks_alone_are_passed_over_and_come_back():
     assert all(callable(getattr(part, name)) for part in (silent, module) for name in STEP)
 
 
+def test_a_fit_that_fails_before_it_has_a_module_has_no_hooks_to_mend():
+    call_idle(Trainer(callbacks=[Silent()], logger=False, enable_checkpointing=False, enable_progress_bar=False))
+
+
 def test_hooks_that_a_failed_fit_left_are_called_once_they_hold_something():
     class Later(Callback):
         """Gets a hook when it has been through a fit."""
