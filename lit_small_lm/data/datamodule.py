@@ -335,7 +335,7 @@ class TokenData(LightningDataModule):
         return self.trainer.strategy.root_device.type == "cuda"
 
     def transfer_batch_to_device(self, batch: Batch, device: object, dataloader_idx: int) -> Batch:
-        return batch.to(device, non_blocking=True)
+        return batch if batch.tokens.device == device else batch.to(device, non_blocking=True)
 
 
 def rows_of_a_step(seq_len: int, batch_size: int | None, batch_tokens: int | None) -> int:

@@ -11,6 +11,8 @@ from lit_small_lm.sharding import is_sharded, local
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm of all gradients together, the same on every process."""
+    if not any(map(is_sharded, gradients)):
+        return _norm_of(torch._foreach_norm(gradients))
     groups: dict[tuple[Any, ...], list[Tensor]] = {}
     for gradient in gradients:
         groups.setdefault(_sharded_over(gradient), []).append(local(gradient))
@@ -25,7 +27,15 @@ def _norm_of(norms: Sequence[Tensor]) -> Tensor:
 
 def scale_gradients(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply every gradient, in place."""
-    torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+    sharded = any(map(is_sharded, gradients))
+    torch._foreach_mul_([local(gradient) for gradient in gradients] if sharded else gradients, factor)
+
+
+def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """What an optimizer's `zero_grad` does, without the record that it keeps for profilers."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def clip_values(gradients: Sequence[Tensor], limit: float) -> None:

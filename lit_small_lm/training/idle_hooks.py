@@ -6,7 +6,8 @@ the layers. A hook that is not callable it passes over (`trainer/call.py`), and 
 while a fit runs.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +21,12 @@ STEP = (
     "on_train_batch_end",
 )
 """Hooks that every step calls."""
+
+
+def signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that knows its signature, which Lightning takes apart at every step."""
+    function.__signature__ = inspect.signature(function)
+    return function
 
 
 def pass_over_idle(trainer: Trainer) -> None:

@@ -45,11 +45,11 @@ class Judge:
             norm: () of its gradient, before clipping.
             overflow_allowed: whether the gradient may have overflown, as it does while fp16's scale is sought.
         """
-        finite = loss.isfinite() if overflow_allowed else loss.isfinite() & norm.isfinite()
-        self.verdict = torch.where(finite, TAKEN, NOT_FINITE)
+        nothing = loss - loss if overflow_allowed else (loss - loss) + (norm - norm)  # NaN, unless they are finite
+        self.verdict = (nothing != 0) * NOT_FINITE
         if self.sigmas is not None:
             spike = self._spikes(torch.stack([loss, norm]).double())
-            self.verdict = torch.where(spike & finite, SPIKE, self.verdict)
+            self.verdict = torch.where(spike & (self.verdict == TAKEN), SPIKE, self.verdict)
         self.seen += 1
         return self.verdict
 
@@ -104,10 +104,11 @@ class Tally:
 
 def hold_back(optimizer: torch.optim.Optimizer, verdict: Tensor) -> None:
     """Make the coming step of an optimizer do nothing unless the verdict is TAKEN."""
+    taken = verdict.device.type == "cpu" and verdict.item() == TAKEN  # other devices would be waited for
     others = []
     for part in optimizer.parts if isinstance(optimizer, JointOptimizer) else [optimizer]:
         if vars(part).get("_step_supports_amp_scaling", False):  # as torch's own GradScaler asks
-            part.found_inf = (verdict != TAKEN).float()
+            part.found_inf = None if taken else (verdict != TAKEN).float()
         else:
             others += [parameter for group in part.param_groups for parameter in group["params"]]
     if others and verdict != TAKEN:  # waits for the device

@@ -30,8 +30,8 @@ from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
 from lit_small_lm.spec import check_settings
 from lit_small_lm.training.compiled import compile_network, refuse_foreign_cache
-from lit_small_lm.training.gradients import clip_values, scale_gradients, total_norm
-from lit_small_lm.training.idle_hooks import call_idle, pass_over_idle
+from lit_small_lm.training.gradients import clip_values, drop_gradients, scale_gradients, total_norm
+from lit_small_lm.training.idle_hooks import call_idle, pass_over_idle, signed
 from lit_small_lm.training.judge import TAKEN, Judge, hold_back
 from lit_small_lm.training.optim import AdamW
 from lit_small_lm.training.parallel import FSDP2
@@ -203,24 +203,28 @@ class LanguageModule(LightningModule, abc.ABC):
         if part == 0:
             self.sums.clear()
             for optimizer in self.trainer.optimizers:
-                optimizer.zero_grad()
+                drop_gradients(optimizer)
         seed_all(self.seed, "train", self.global_step, part, data_rank(self.trainer).rank)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning asks between forward and backward pass, where the gradients of the step before have been
         gone since this one began, so that they take no memory beside the activations."""
 
+    @signed
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        query = self.objective.query(batch, (self.seed, self.global_step))
-        ctx = query.summed(torch.tensor(self.global_step))
+        step = self.global_step
+        query = self.objective.query(batch, (self.seed, step))
+        ctx = query.summed(torch.tensor(step))
         self.net(query.tokens, ctx, query.targets, query.scored)
         nats = ctx.trace.nats
         terms = {str(name): weighted_sum(term, query) for name, term in ctx.trace.token_losses.items()}
         tokens = batch.tokens[:, 1:].numel()  # as many in every batch of a step, however wide the query is
         self.sums.add(nats, query, tokens)
         self.sums.note(terms, ctx.trace)
-        auxiliary = sum(ctx.trace.losses.values(), start=nats.new_zeros(())) * counted_share(query, tokens)
-        return sum(terms.values(), start=nats) / tokens + auxiliary
+        loss = sum(terms.values(), start=nats) / tokens
+        if not ctx.trace.losses:
+            return loss
+        return loss + sum(ctx.trace.losses.values(), start=nats.new_zeros(())) * counted_share(query, tokens)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, and after it what moves once per step outside the gradient."""
@@ -242,23 +246,23 @@ class LanguageModule(LightningModule, abc.ABC):
     ) -> None:
         """Clip as asked and keep the gradient's norm; Lightning's own refuses fused optimizers."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = total_norm(gradients)
+        self.__dict__["grad_norm"] = norm = total_norm(gradients)  # no part of the network, see `__setattr__`
         if gradient_clip_val and gradient_clip_algorithm == "value":
             clip_values(gradients, gradient_clip_val)
         elif gradient_clip_val:
-            scale_gradients(gradients, (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1))
+            scale_gradients(gradients, (gradient_clip_val * (norm + 1e-6).reciprocal()).clamp(max=1))
         if self.judge is not None:
             self._rule(optimizer)
 
     def _rule(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the coming step out if the judge says so; what it hears is the same on every process."""
-        figures = torch.stack([self.sums.nats, self.sums.count, self.grad_norm.double()])
+        nats, count, norm = self.sums.nats, self.sums.count, self.grad_norm
         if self.trainer.world_size > 1:
-            figures = self.trainer.strategy.reduce(figures, reduce_op="sum")
-        nats, count, norm = figures
+            figures = torch.stack([nats, count, norm.double() / self.trainer.world_size])
+            nats, count, norm = self.trainer.strategy.reduce(figures, reduce_op="sum")
         scaler = self.trainer.precision_plugin.scaler if self.trainer.precision == "16-mixed" else None
         seeking = scaler is not None and scaler.get_scale() >= 1  # a gradient that overflows has its scale lowered
-        hold_back(optimizer, self.judge.rule(nats / count.clamp(min=1), norm / self.trainer.world_size, seeking))
+        hold_back(optimizer, self.judge.rule(nats / count.clamp(min=1), norm, seeking))
 
     # ---------------------------------------------------------------------------------------------------- evaluation
     def on_validation_epoch_start(self) -> None:

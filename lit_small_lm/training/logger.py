@@ -4,7 +4,6 @@ Lightning counts logged steps its own way and one behind; here every line carrie
 of the training it belongs to, whatever the trainer passes.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -12,23 +11,30 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_small_lm.durable import refusal
+from lit_small_lm.training.events import new_name, records
 from lit_small_lm.training.run_dir import cut_events, cut_metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """How far training is."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+
+class Line(NamedTuple):
+    """Metrics, and what step they are of."""
+
+    position: Position
+    metrics: dict[str, float]
 
 
 class RunLogger(Logger):
@@ -39,7 +45,8 @@ class RunLogger(Logger):
         self.folder: Path | None = None
         self.position = Position()
         """Where the next metrics belong; the step metrics callback moves it."""
-        self._events = None
+        self._events: Path | None = None
+        """The file of events, while it can be written."""
         self._failed: set[str] = set()
         """What could not be written."""
 
@@ -58,12 +65,10 @@ class RunLogger(Logger):
     @rank_zero_only
     def open(self, folder: Path, step: int) -> None:
         """Write to `folder` from now on, after dropping what it holds beyond `step`."""
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
         self.folder = folder
         cut_metrics(folder / "metrics.jsonl", step)
         cut_events(folder / "tensorboard", step)
-        self._events = self._tried("events", lambda: EventFileWriter(str(folder / "tensorboard")))
+        self._events = self._tried("events", lambda: new_events(folder / "tensorboard"))
 
     def _tried(self, what: Literal["metrics", "events"], act: Callable[[], Any]) -> Any:
         """Training goes on where a log cannot be written; that is said once, and events end there."""
@@ -79,53 +84,50 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.write(self.position, {key: value for key, value in metrics.items() if key != "epoch"})
+        self.write([Line(self.position, {key: value for key, value in metrics.items() if key != "epoch"})])
 
     @rank_zero_only
-    def write(self, position: Position, metrics: dict[str, float]) -> None:
-        """One line of metrics, and one TensorBoard event with a scalar for each."""
-        if self.folder is None or not metrics:
+    def write(self, lines: Sequence[Line]) -> None:
+        """Lines of metrics, and for each a TensorBoard event with a scalar for every one of them."""
+        lines = [line for line in lines if line.metrics]
+        if self.folder is None or not lines:
             return
-        line = {**vars(position), **{key: _json_number(value) for key, value in metrics.items()}}
-        line["seconds"] = round(position.seconds, 3)
-        self._tried("metrics", lambda: append(self.folder / "metrics.jsonl", f"{json.dumps(line)}\n".encode()))
-        self._add(lambda: _scalars({"tokens": position.tokens, **metrics}), position.step)
+        text = "".join(map(_json_line, lines)).encode()
+        self._tried("metrics", lambda: append(self.folder / "metrics.jsonl", text))
+        if self._events is not None:
+            self._add([_event(_scalars(line), line.position.step) for line in lines])
 
     @rank_zero_only
     def draw(self, name: str, image: np.ndarray, step: int) -> None:
         """An image (height, width, 3) of bytes, for TensorBoard alone."""
         from torch.utils.tensorboard import summary
 
-        self._add(lambda: summary.image(name, image, dataformats="HWC"), step)
-
-    def _add(self, summary: Callable[[], Any], step: int) -> None:
-        """What TensorBoard is to show of a step."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
         if self._events is not None:
-            event = Event(wall_time=time.time(), step=step, summary=summary())
-            self._tried("events", lambda: self._events.add_event(event))
+            self._add([_event(summary.image(name, image, dataformats="HWC"), step)])
+
+    def _add(self, events: Sequence[Any]) -> None:
+        self._tried("events", lambda: append(self._events, records(events)))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is in config.yaml."""
 
-    @rank_zero_only
-    def save(self) -> None:
-        if self._events is not None:
-            self._tried("events", self._events.flush)
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        if self._events is not None:
-            self._tried("events", self._events.close)
+def new_events(folder: Path) -> Path:
+    """Begin a file of events in a folder, which is made where it is not there. Raises OSError."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / new_name()
+    append(file, records([Event(wall_time=time.time(), file_version="brain.Event:2")]))
+    return file
 
 
-def append(file: Path, line: bytes) -> None:
-    """Add a line to a file, whole or not at all. Raises OSError."""
+def append(file: Path, data: bytes) -> None:
+    """Add bytes to the end of a file, all or none of them. Raises OSError."""
     number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        size, rest = os.fstat(number).st_size, line
+        size, rest = os.fstat(number).st_size, data
         try:
             while rest:
                 rest = rest[os.write(number, rest) :]
@@ -136,21 +138,32 @@ def append(file: Path, line: bytes) -> None:
         os.close(number)
 
 
-def log_everywhere(loggers: Sequence[Logger], position: Position, metrics: dict[str, float]) -> None:
-    """Metrics of one step to the run's logger, and to those that the user has asked for beside it."""
+def log_everywhere(loggers: Sequence[Logger], lines: Sequence[Line]) -> None:
+    """Metrics of steps to the run's logger, and to those that the user has asked for beside it."""
     for logger in loggers:
         if isinstance(logger, RunLogger):
-            logger.write(position, metrics)
+            logger.write(lines)
         else:
-            logger.log_metrics(metrics, position.step)
+            for line in lines:
+                logger.log_metrics(line.metrics, line.position.step)
 
 
-def _json_number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _json_line(line: Line) -> str:
+    values = {key: value if math.isfinite(value) else str(value) for key, value in line.metrics.items()}
+    step, tokens, seconds = line.position.step, line.position.tokens, round(line.position.seconds, 3)
+    return json.dumps({"step": step, "tokens": tokens, "seconds": seconds, **values}) + "\n"
 
 
-def _scalars(metrics: dict[str, float]) -> Any:
+def _event(summary: Any, step: int) -> Any:
+    """What TensorBoard is to show of a step."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    return Event(wall_time=time.time(), step=step, summary=summary)
+
+
+def _scalars(line: Line) -> Any:
     """TensorBoard's summary of them all: most of what a scalar of its own would cost is the record around it."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()])
+    values = {"tokens": line.position.tokens, **line.metrics}
+    return Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in values.items()])

@@ -9,7 +9,6 @@ checkpoints/       step=00000040.ckpt and so on,     tokenizer.json     the toke
 import contextlib
 import datetime
 import importlib.metadata
-import io
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ from lit_small_lm import __version__
 from lit_small_lm.discovery import origins
 from lit_small_lm.durable import replace
 from lit_small_lm.errors import RunError, shown
+from lit_small_lm.training.events import record
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "tokenizers", "numpy")
 
@@ -67,15 +67,10 @@ def cut_events(folder: Path, step: int) -> None:
     """Keep the TensorBoard events of a folder up to `step`."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
 
     for file in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
         kept = [raw for raw in RawEventFileLoader(str(file)).Load() if Event.FromString(raw).step <= step]
-        new = io.BytesIO()
-        writer = RecordWriter(new)
-        for raw in kept:
-            writer.write(raw)
-        replace(file, new.getvalue())
+        replace(file, b"".join(map(record, kept)))
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -140,7 +140,7 @@ class StepSums:
     def add(self, nats: Tensor, query: Query, tokens: int) -> None:
         """Add one batch: its weighted nats, what they count for, and how many training tokens the batch has."""
         nats = nats.detach().double()
-        count = nats.new_tensor(float(tokens)) if query.count is None else query.count.sum().double()
+        count = nats.new_full((), tokens) if query.count is None else query.count.sum().double()
         self.nats = nats if self.nats is None else self.nats + nats
         self.count = count if self.count is None else self.count + count
         self.tokens += tokens

@@ -1,10 +1,28 @@
 """The gradients of a step are gone before the forward pass of the next: less memory, the same training."""
 
+import copy
+
 import pytest
+import torch
 from lightning.pytorch import LightningModule
 
 from lit_small_lm.__main__ import main
+from lit_small_lm.training.gradients import drop_gradients
 from lit_small_lm.training.lit import AutoregressiveLM, LanguageModule
+
+
+def test_gradients_are_dropped_as_an_optimizer_drops_them():
+    """The plain twin is torch's `zero_grad`."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    for parameter in net[0].parameters():
+        parameter.grad = torch.ones_like(parameter)
+    found = []
+    for drop in (drop_gradients, torch.optim.Optimizer.zero_grad):
+        twin = copy.deepcopy(net)
+        groups = [{"params": part.parameters()} for part in twin]
+        drop(torch.optim.AdamW(groups))
+        found.append([parameter.grad for parameter in twin.parameters()])
+    assert found == [[None] * 4] * 2
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -114,6 +114,16 @@ def test_a_spike_is_told_from_the_steps_before_it():
     }  # fmt: skip  (2: too few steps before it)
 
 
+@pytest.mark.parametrize("overflow_allowed", [False, True])
+def test_what_is_not_finite_is_found_as_torch_finds_it(overflow_allowed):
+    """The plain twin is `isfinite`."""
+    values = [0.0, -2.5, 3e38, 1e308, float("inf"), -float("inf"), BAD]
+    for loss in torch.tensor(values, dtype=torch.float64):
+        for norm in torch.tensor(values):
+            sound = loss.isfinite() if overflow_allowed else loss.isfinite() & norm.isfinite()
+            assert int(Judge().rule(loss, norm, overflow_allowed)) == (TAKEN if sound else NOT_FINITE)
+
+
 def test_an_overflow_that_fp16_looks_for_is_no_divergence():
     loss, norm = torch.tensor(3.0), torch.tensor(float("inf"))
     assert int(Judge().rule(loss, norm, overflow_allowed=True)) == TAKEN
@@ -122,13 +132,14 @@ def test_an_overflow_that_fp16_looks_for_is_no_divergence():
 
 
 # ------------------------------------------------------------------------------------------------------------ in a run
-def test_the_first_bad_step_stops_the_run_before_it_touches_anything(tmp_path, tiny, poison, capsys):
+def test_the_first_bad_step_stops_the_run_before_it_touches_anything(tmp_path, tiny, lines, poison, capsys):
     poison({5: BAD})
     assert main(["fit", *tiny, "--trainer.max_steps", "40", "--run_dir", str(tmp_path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: step 5: train/loss nan, train/grad_norm nan on training rows ")
     assert "training diverged" in last and len(last) <= 300
     assert [step_of(file) for file in checkpoints_in(tmp_path)] == [3]
+    assert lines(tmp_path).pairs("train/loss")[-1] == (5, "nan")
 
 
 def test_an_infinite_gradient_of_a_finite_loss_stops_the_run(tmp_path, tiny, poison, capsys):

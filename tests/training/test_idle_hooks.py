@@ -1,5 +1,7 @@
 """Empty hooks of a step are passed over while a fit runs, and no others."""
 
+import inspect
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -109,6 +111,15 @@ def test_a_run_is_the_same_where_every_hook_is_called(tmp_path, tiny, monkeypatc
         found.append(torch.load(weights, weights_only=False)["state_dict"])
         monkeypatch.setattr(lit, "pass_over_idle", lambda trainer: None)
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_the_signature_that_lightning_is_told_is_the_true_one():
+    step = lit.LanguageModule.training_step
+    told = vars(step).pop("__signature__")
+    try:
+        assert inspect.signature(step) == told and list(told.parameters) == ["self", "batch", "batch_idx"]
+    finally:
+        step.__signature__ = told
 
 
 @pytest.mark.parametrize("value", [3, 2.5, "name", None, True])

@@ -20,7 +20,7 @@ from lit_small_lm.training.callbacks.depth_probes import Figures, measure
 from lit_small_lm.training.callbacks.heat_map import heat_maps
 from lit_small_lm.training.gradients import total_norm
 from lit_small_lm.training.lit import LanguageModule
-from lit_small_lm.training.logger import Position, RunLogger, log_everywhere
+from lit_small_lm.training.logger import Line, Position, RunLogger, log_everywhere
 
 DRAWN_AT = frozenset(2**power for power in range(2, 40))
 """Numbers of measurements after which heat maps are drawn, besides the end: each time twice as many, so that their cost
@@ -82,7 +82,7 @@ class DepthMonitor(Callback):
             return
         figures, self._figures, step = self._figures, None, trainer.global_step
         position = Position(step, pl_module.tokens_seen, pl_module.seconds)
-        log_everywhere(trainer.loggers, position, self._values(figures, trainer))
+        log_everywhere(trainer.loggers, [Line(position, self._values(figures, trainer))])
         if step // self.every_n_steps in DRAWN_AT:
             self._draw(trainer)
 
