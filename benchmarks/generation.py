@@ -13,7 +13,6 @@ faster than `cached`, between measured ones by interpolation (the least one meas
 null: none of those measured is.
 """
 
-import argparse
 import itertools
 import os
 import statistics
@@ -21,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from measuring.asked import Asking, at_least
 from measuring.cases import CASES, Case
 from measuring.peer import ours, theirs
 from measuring.record import say
@@ -132,13 +132,13 @@ def figures(found: Mapping[str, list[float]], count: int, tokens: list[int]) -> 
 
 def main() -> None:
     """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Asking(__doc__)
     parser.add_argument("--shape", nargs="+", choices=CASES, default=["S1", "S2"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[2, 4, 8, 16], help="an evaluation fills")
-    parser.add_argument("--new", type=int, default=100)
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, os.cpu_count() or 1}))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", nargs="+", type=at_least(1), default=[1, 16])
+    parser.add_argument("--tokens", nargs="+", type=at_least(1), default=[2, 4, 8, 16], help="an evaluation fills")
+    parser.add_argument("--new", type=at_least(1), default=100)
+    parser.add_argument("--threads", nargs="+", type=at_least(1), default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--quick", action="store_true", help="a tiny network, a few tokens")
     asked = parser.parse_args()
     if asked.quick:

@@ -25,7 +25,6 @@ thread they are of processor time, with more of wall time. `percent` is the shar
 matrices reached in the same turns at its best.
 """
 
-import argparse
 import itertools
 import os
 import statistics
@@ -34,8 +33,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from measuring.asked import Asking, at_least
 from measuring.cases import CASES, Case, precision
-from measuring.commands import command, environment_of, prepared
+from measuring.commands import PEERS, command, environment_of, prepared
 from measuring.record import say
 from measuring.turns import ALLOCATORS, WARM_TURNS, Outcome, Seconds, compared, race
 
@@ -104,13 +104,13 @@ def figures(found: Mapping[str, Outcome], case: Case, threads: int) -> Iterator[
 
 def main() -> None:
     """Run the contests asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Asking(__doc__)
     parser.add_argument("--shape", nargs="+", choices=CASES, default=["S1", "S2"])
     parser.add_argument("--contest", nargs="+", choices=CONTESTS, default=list(CONTESTS))
-    parser.add_argument("--peers", nargs="+", help="these peers alone, instead of a contest's")
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, os.cpu_count() or 1}))
-    parser.add_argument("--turns", type=int, default=12, help="that are counted")
-    parser.add_argument("--steps", type=int, default=1, help="of a turn")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="these peers alone, instead of a contest's")
+    parser.add_argument("--threads", nargs="+", type=at_least(1), default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--turns", type=at_least(1), default=12, help="that are counted")
+    parser.add_argument("--steps", type=at_least(1), default=1, help="of a turn")
     parser.add_argument("--allocator", choices=ALLOCATORS, default="kept", help="glibc's, for all peers")
     parser.add_argument("--quick", action="store_true", help="a tiny network, one peer")
     asked = parser.parse_args()

@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from measuring.cases import CASES
+from measuring.cases import BF16, CASES
 from measuring.turns import ALLOCATORS
 
 HERE = Path(__file__).parent
@@ -18,6 +19,14 @@ FITS = {
     "fit_bf16_compiled": ("--trainer.precision", "bf16-mixed", "--compile", "default"),
 }
 """Options of peers that are the command line."""
+LOOPS = ("loop", "loop_masked", "module", "masked", "block", *(["litgpt"] if find_spec("litgpt") else []))
+"""Networks in a plain loop, see `peer`."""
+PEERS = (
+    *(f"{loop}{ending}" for loop in LOOPS for ending in ("", "_compiled", BF16, f"{BF16}_compiled")),
+    *FITS,
+    "lightning_bare",
+    "lightning",
+)
 
 
 def environment_of(allocator: str, threads: int) -> dict[str, str]:

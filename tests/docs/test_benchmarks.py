@@ -74,6 +74,35 @@ def test_quick_form_of_processes_prints_records(name, tmp_path):
     assert records(done.stdout, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "wrong"),
+    [
+        ("training", "--turns 0", "--turns: '0'; allowed: whole numbers from 1 on"),
+        ("training", "--steps -1", "--steps: '-1'; allowed: whole numbers from 1 on"),
+        ("training", "--threads 1 0", "--threads: '0'; allowed: whole numbers from 1 on"),
+        ("training", "--peers fit nope", "--peers: invalid choice: 'nope' (choose from "),
+        ("training", "--shape S3", "--shape: invalid choice: 'S3' (choose from "),
+        ("generation", "--batch 0", "--batch: '0'; allowed: whole numbers from 1 on"),
+        ("generation", "--rounds few", "--rounds: 'few'; allowed: whole numbers from 1 on"),
+    ],
+)
+def test_what_is_asked_wrongly_is_answered_in_one_line(name, options, wrong, measuring, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), *options.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith(f"{name}.py: argument {wrong}")
+
+
+def test_every_peer_of_a_contest_may_be_asked_for(measuring):
+    from measuring.commands import PEERS
+    from measuring.peer import OBJECTIVES, PLAIN
+
+    contests = runpy.run_path(str(FOLDER / "training.py"))["CONTESTS"]
+    assert {peer for peers in contests.values() for peer in peers} <= set(PEERS)
+    assert {*OBJECTIVES, *PLAIN} - {"litgpt"} <= set(PEERS)
+
+
 def race_of(names, tmp_path, turns=3):
     from measuring import turns as room
 
