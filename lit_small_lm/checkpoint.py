@@ -141,8 +141,13 @@ def refuse_non_finite(content: Any, where: str) -> None:
     for part in ("state_dict", "current_model_state"):
         state = content.get(part) if isinstance(content, dict) else None
         for name, value in state.items() if isinstance(state, dict) else ():
-            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            if isinstance(value, Tensor) and value.is_floating_point() and not finite(value):
                 raise RunError(f"{where}: weight {shown(name)} is not finite")
+
+
+def finite(numbers: Tensor) -> bool:
+    """Whether none is NaN or infinite; found without memory of their size."""
+    return not numbers.numel() or all(bound.isfinite() for bound in numbers.aminmax())
 
 
 def record_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
-from lit_small_lm.checkpoint import checkpoints_in, load, make_record, read, record_of, write
+from lit_small_lm.checkpoint import checkpoints_in, finite, load, make_record, read, record_of, write
 from lit_small_lm.data.tokenizer import Bytes
 from lit_small_lm.errors import RequestError, RunError
 from lit_small_lm.objectives.next_token import NextToken
@@ -111,3 +111,12 @@ def test_a_later_format_names_both_versions(saved):
 def test_a_folder_is_no_checkpoint_file(tmp_path):
     with pytest.raises(RequestError, match="is a folder; allowed: a file, such as step=00000000.ckpt"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_is_not_finite_is_found(dtype, odd):
+    numbers = torch.linspace(-3, 3, 50, dtype=dtype).view(5, 10)
+    assert finite(numbers) and finite(numbers[:0]) and finite(numbers[0, 0])
+    numbers[4, 7] = odd
+    assert not finite(numbers) and not finite(numbers.t())

@@ -206,8 +206,16 @@ def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = (kept * grad.to(kept.dtype) for kept in ctx.saved_tensors)
+    scaled = torch.mul if _needed_again() else Tensor.mul_
+    gradients = (scaled(kept, grad.to(kept.dtype)) for kept in ctx.saved_tensors)
     return *gradients, None, None, None, None, None, None, None
+
+
+def _needed_again() -> bool:
+    """Whether what is kept for this backward pass may be read after it; if not, its memory can be used."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 _summed.register_autograd(_backward, setup_context=_keep)
@@ -238,7 +246,8 @@ def _nll_and_gradient(
     if softcap is not None:
         bent = torch.tanh(logits / softcap)
         logits, slope = softcap * bent, 1 - bent.square()
-    log_probs = torch.log_softmax(_without(logits, impossible), dim=-1)
+    logits = _without(logits, impossible)
+    log_probs = torch.log_softmax(logits, dim=-1, out=logits if slope is None else None)  # in the same memory
     wanted = targets.unsqueeze(1)
     nll = -log_probs.gather(1, wanted)  # (m, 1)
     grad = log_probs.exp_()

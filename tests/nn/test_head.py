@@ -154,6 +154,15 @@ def test_a_sum_under_autocast_is_that_of_autocast():
         torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
 
 
+def test_a_graph_that_is_kept_gives_its_gradients_twice():
+    """Without that the first pass takes the memory of what it has read."""
+    h, weight, targets, importance = inputs()
+    total, _ = summed_nll(h, weight, targets, importance)
+    first = torch.autograd.grad(2 * total, (h, weight), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(2 * total, (h, weight)), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_sum_without_gradients_is_the_same_sum():
     h, weight, targets, importance = inputs()
     with torch.no_grad():
