@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from lit_small_lm.context import Context
 from lit_small_lm.flex import has_kernel, tiled_attention
 from lit_small_lm.pieces import Division, spares
 from lit_small_lm.piecewise import LONGEST_CAUSAL, pays, pays_without_sparing, piecewise_attention
+
+ANY_KERNEL = contextlib.nullcontext()
 
 
 def attend(
@@ -28,16 +31,16 @@ def attend(
     """q (B, H, T, K), k (B, G, S, K), v (B, G, S, V) -> (B, H, T, V), over what the Visibility shows.
 
     Which way is taken is decided here alone. Where whole rows need a mask and no weights are dropped: FlexAttention on
-    CUDA, if it has a kernel for the widths. On a CPU pieces of rows, also of causal ones that need none. Otherwise one
-    call of PyTorch's fused kernel.
+    CUDA, if it has a kernel for the widths. On a CPU pieces of rows, also of causal ones that need none, and a cache of
+    many short rows in one sweep. Otherwise one call of PyTorch's fused kernel.
 
     Args:
         window: visible keys, the query included; None: all.
         scale: factor on the scores before the softmax; None: 1 / sqrt(K).
         dropout: probability of dropping an attention weight.
     """
-    by_parts = not dropout and ctx.cache is None and ctx.attention != "dense"
-    whole = window is None and ctx.visibility.whole
+    by_parts = ctx.cache is None and not dropout and ctx.attention != "dense"
+    whole = by_parts and window is None and ctx.visibility.whole
     if by_parts and not whole and has_kernel(q, v):
         return tiled_attention(q, k, v, ctx.block_mask(window), scale)
     if by_parts and pays(q):
@@ -48,15 +51,32 @@ def attend(
             made = ctx.trace.once(("pieces", window), lambda: Division.of(ctx.visibility, window))
             return piecewise_attention(q, k, v, made, scale)
     mask, causal = ctx.mask(window), False
+    if mask is None and q.shape[2] == 1 and sweeps(q, k, ctx) and not dropout:
+        return swept_attention(q, k, v, scale)
     if mask is not None:
         k, v = ungrouped(q, k, v)
     elif q.shape[2] > 1:  # a branch: of a width that varies, the kernel would not take the comparison itself
         causal = ctx.visibility.kind == "causal"
     grouped = k.shape[1] < q.shape[1]
-    with planless() if q.is_cuda and growing(ctx) else contextlib.nullcontext():
+    with planless() if q.is_cuda and growing(ctx) else ANY_KERNEL:
         return F.scaled_dot_product_attention(
             q, k, v, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
         )
+
+
+def sweeps(q: Tensor, k: Tensor, ctx: Context) -> bool:
+    """Whether there is one query for each head, whose keys a cache has laid position by position."""
+    laid = ctx.cache is not None and k.is_cpu and k.stride(1) < k.stride(2)
+    return laid and q.shape[1:3] == (k.shape[1], 1)
+
+
+def swept_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """q (B, H, 1, K), k (B, H, S, K), v (B, H, S, V) -> (B, H, 1, V), where every key is seen.
+
+    Two sweeps over memory, as it lies. The fused kernel goes from head to head and waits for the first keys of each.
+    """
+    scores = (k * (q * (scale or 1 / math.sqrt(q.shape[-1])))).sum(-1, keepdim=True)  # (B, H, S, 1)
+    return (v * torch.softmax(scores, dim=2)).sum(2, keepdim=True)
 
 
 def growing(ctx: Context) -> bool:

@@ -8,12 +8,14 @@ G key/value heads, K head dim, F hidden, V vocabulary, N kernel.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable
+import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from lit_small_lm import pages
 from lit_small_lm.errors import RequestError
 from lit_small_lm.flex import BlockMask, block_mask
 from lit_small_lm.visibility import Kind, Place, Visibility  # noqa: F401
@@ -35,6 +37,7 @@ class Cache:
         self.length = 0
         """Positions held by every buffer; `advance` moves it once per forward pass."""
         self._buffers: dict[Hashable, Tensor] = {}
+        self._shared: dict[Hashable, Any] = {}
 
     @property
     def written(self) -> bool:
@@ -42,7 +45,10 @@ class Cache:
         return True
 
     def keys_values(self, address: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v (B, G, T, K) of the attention at `address`; returns all of them, (B, G, S, K)."""
+        """Append k, v (B, G, T, K) of the attention at `address`; returns all of them, (B, G, S, K).
+
+        In memory the positions of a head lie side by side, or the heads of a position where `by_position` says so.
+        """
         return self._append(("k", address), k, 2), self._append(("v", address), v, 2)
 
     def places(self, place: Place) -> Place:
@@ -58,6 +64,12 @@ class Cache:
         joined = torch.cat([past, h], dim=1)
         past.copy_(joined[:, joined.shape[1] - count :])
         return joined
+
+    def once(self, key: Hashable, make: Callable[[], R]) -> R:
+        """The value under `key`, made at the first call: what every pass needs and none changes."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
 
     def advance(self, count: int) -> None:
         """Count the positions that the finished forward pass has written."""
@@ -79,17 +91,41 @@ class Cache:
         self._buffers = {address: buffer[rows] for address, buffer in self._buffers.items()}
 
     def _append(self, address: Hashable, value: Tensor, dim: int) -> Tensor:
-        end = self.length + value.shape[dim]
+        count = value.shape[dim]
+        end = self.length + count
         if self.capacity is not None and end > self.capacity:
             raise RequestError(f"cache: {end} positions asked for; it was made for {self.capacity}")
         buffer = self._buffers.get(address)
         if buffer is None or buffer.shape[dim] < end:
-            longer = value.new_zeros([*value.shape[:dim], self.capacity or 2 * end, *value.shape[dim + 1 :]])
+            longer = _room(value, dim, self.capacity or 2 * end)
             if buffer is not None:
                 longer.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
             buffer = self._buffers[address] = longer
-        buffer.narrow(dim, self.length, value.shape[dim]).copy_(value)
+        buffer.narrow(dim, self.length, count).copy_(value)
         return buffer.narrow(dim, 0, end)
+
+
+LEAST_HEADS, MOST_BYTES = 64, 1 << 22
+"""So many heads of a batch together have keys so few that all of them stay in a processor's own memory."""
+
+
+def by_position(shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether keys or values (B, G, S, K) on a CPU are read faster position by position: many heads with few of them
+    each. Those of a head are read through before the processor has begun to fetch them ahead (80 keys of 32 channels
+    for each of 128 heads, AMD EPYC: 0.48 ms by head, 0.34 by position)."""
+    heads, size = math.prod(shape[:2]), math.prod(shape) * dtype.itemsize
+    return len(shape) == 4 and dtype.itemsize >= 4 and heads >= LEAST_HEADS and size <= MOST_BYTES
+
+
+def _room(value: Tensor, dim: int, length: int) -> Tensor:
+    """Zeros of a value's type and device, so long in one dimension."""
+    shape = [*value.shape[:dim], length, *value.shape[dim + 1 :]]
+    if not value.is_cpu or type(value) is not Tensor or torch.compiler.is_compiling():
+        return value.new_zeros(shape)
+    if not by_position(shape, value.dtype):
+        return pages.zeros(shape, value.dtype)
+    rows, heads, length, width = shape
+    return pages.zeros([rows, length, heads, width], value.dtype).transpose(1, 2)
 
 
 class _Peek(Cache):
@@ -97,7 +133,7 @@ class _Peek(Cache):
 
     def __init__(self, cache: Cache) -> None:
         super().__init__(cache.capacity)
-        self.length, self._buffers = cache.length, cache._buffers
+        self.length, self._buffers, self._shared = cache.length, cache._buffers, cache._shared
 
     def left(self, address: Hashable, h: Tensor, count: int) -> Tensor:
         past = self._buffers.get(address)
@@ -114,7 +150,7 @@ class _Fixed(Cache):
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
         super().__init__(cache.capacity)
-        self._buffers = cache._buffers
+        self._buffers, self._shared = cache._buffers, cache._shared
         self._end = torch.full((1,), cache.length, device=device)
         if "position" in self._buffers:
             self._buffers["position"][:, cache.length :] = BEHIND

@@ -127,6 +127,27 @@ def test_a_cache_without_a_capacity_grows():
             cache.advance(4)
 
 
+@pytest.mark.parametrize(
+    ("rows", "capacity", "dtype", "sweeping"),
+    [(16, 6, "float32", True), (15, 6, "float32", False), (16, 1 << 14, "float32", False), (16, 6, "bfloat16", False)],
+)
+def test_many_short_rows_lie_by_position(rows, capacity, dtype, sweeping):
+    cache, k = Cache(capacity), torch.randn(rows, 4, 3, 2).to(getattr(torch, dtype))
+    for start, end in ((0, 2), (2, 3)):
+        keys, values = cache.keys_values("here", k[:, :, start:end], -k[:, :, start:end])
+        cache.advance(end - start)
+    assert torch.equal(keys, k)
+    assert torch.equal(values, -k)
+    assert (keys.stride(1) < keys.stride(2)) == sweeping
+
+
+def test_what_no_pass_changes_is_made_once():
+    cache, made = Cache(3), []
+    for memory in (cache, cache.peek(), cache.fixed(torch.device("cpu"))):
+        assert memory.once("table", lambda: made.append(1) or 5) == 5
+    assert made == [1]
+
+
 def test_rows_are_selected_in_every_buffer():
     cache, k, h = Cache(4), torch.randn(2, 1, 2, 3), torch.randn(2, 2, 3)
     cache.keys_values(0, k, k)

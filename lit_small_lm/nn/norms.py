@@ -19,6 +19,7 @@ from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Norm, setting
 from lit_small_lm.transforms import transformed
 
+PLAIN = (Tensor, nn.Parameter)
 LEAST_VALUES = 1 << 15
 """With fewer of them, what Python does for a gradient by hand takes longer than it saves."""
 
@@ -90,7 +91,7 @@ def rms_norm(h: Tensor, weight: Tensor, eps: float) -> Tensor:
 def kernel(h: Tensor, weight: Tensor) -> bool:
     """Whether there is a kernel for these, torch.compile makes one, or other derivatives are wanted than ours."""
     alike = h.dtype == weight.dtype in (torch.float32, torch.float64)
-    plain = {type(h), type(weight)} <= {Tensor, nn.Parameter}
+    plain = type(h) in PLAIN and type(weight) in PLAIN
     return not (alike and plain and h.is_cpu) or torch.compiler.is_compiling() or transformed()
 
 

@@ -1,11 +1,12 @@
 """Positions: rotary (RoPE, arXiv 2104.09864; half-split pairs as in Llama), learned (GPT-2), or none."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lit_small_lm.context import Context
+from lit_small_lm.context import Cache, Context
 from lit_small_lm.errors import RequestError
 from lit_small_lm.plugin import Embedding, Positions, RotaryScaling, setting
 
@@ -42,25 +43,40 @@ class Rotate(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         key = ("rotary", self.width, self.base, self.scaling)
-        cos, sin = ctx.trace.once(key, lambda: self.table(ctx.visibility.positions, q.dtype))
+        cos, sin = ctx.trace.once(key, lambda: self.table(ctx.visibility.positions, q.dtype, ctx.cache))
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
-    def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def table(self, positions: Tensor, dtype: torch.dtype, memory: Cache | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin (B, 1, T, width) of each position's angles, computed in float32 or better; a pair's first channel
-        has its sine negative."""
+        has its sine negative. The frequencies are kept in the memory, where there is one."""
         exact = torch.promote_types(dtype, torch.float32)
-        exponent = torch.arange(0, self.width, 2, device=positions.device, dtype=exact) / self.width
+        make = functools.partial(self.frequencies, exact, positions.device)
+        key = ("frequencies", self.width, self.base, self.scaling, exact)
+        frequencies = make() if memory is None else memory.once(key, make)
+        angles = positions.unsqueeze(1).unsqueeze(3) * frequencies
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def frequencies(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(width,) what positions are multiplied with: those of the first channels of the pairs, negative, and those of
+        the second ones."""
+        exponent = torch.arange(0, self.width, 2, device=device, dtype=dtype) / self.width
         frequencies = self.base**-exponent  # (width/2,)
         if self.scaling is not None:
             frequencies = self.scaling.frequencies(frequencies)
-        angles = positions.unsqueeze(1).unsqueeze(3) * torch.cat([-frequencies, frequencies])
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat([-frequencies, frequencies])
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if x.shape[-1] == self.width:
-            return torch.addcmul(x * cos, x.roll(self.width // 2, -1), sin)  # pairs (a, b) -> (a, b) cos + (-b, a) sin
+            return torch.addcmul(x * cos, _exchanged(x), sin)  # pairs (a, b) -> (a, b) cos + (-b, a) sin
         turned, rest = x.split([self.width, x.shape[-1] - self.width], dim=-1)
         return torch.cat([self._turn(turned, cos, sin), rest], dim=-1)
+
+
+def _exchanged(x: Tensor) -> Tensor:
+    """x with the halves of its channels exchanged, in the form that eager PyTorch or its compiler is quicker at."""
+    if torch.compiler.is_compiling():
+        return x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return x.roll(x.shape[-1] // 2, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

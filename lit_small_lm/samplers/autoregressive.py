@@ -1,5 +1,6 @@
 """Left-to-right sampling with a key/value and convolution cache."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from lit_small_lm.keys import generator
 from lit_small_lm.plugin import Decoding, Frame, Net, Sampler, Specials, setting
 from lit_small_lm.samplers.logits import finite, pick, refuse_damage
 from lit_small_lm.samplers.padding import left_padding, padded_columns, refuse_masks
-from lit_small_lm.samplers.stepping import Step, Stepping, stepper
+from lit_small_lm.samplers.stepping import Step, Stepping, at_hand, stepper
 
 ROUNDED = 64
 """Columns that memory is made for are a multiple of this, so that texts of about one length share compiled code."""
@@ -48,11 +49,12 @@ class Autoregressive(Sampler):
         refuse_masks(self, prompt, specials)
         rows = _Rows(self, net, prompt, n, key, specials)
         given, patience = prompt.shape[1], 1 if prompt.device.type == "cpu" else PATIENCE
-        for count in range(1, n + 1):
-            rows.step()
-            if count % patience == 0 or count == n:
-                refuse_damage(rows.finite)
-            yield Frame(rows.tokens[:, : given + count], count)
+        with at_hand(net) if self.step == "eager" else contextlib.nullcontext():
+            for count in range(1, n + 1):
+                rows.step()
+                if count % patience == 0 or count == n:
+                    refuse_damage(rows.finite)
+                yield Frame(rows.tokens[:, : given + count], count)
 
 
 class _Rows:
@@ -71,7 +73,11 @@ class _Rows:
         """Whether all logits so far were."""
         self.cache = Cache(columns)
         self.column = torch.arange(self.given, device=prompt.device)
-        """(T,) the columns that the next step reads."""
+        """(T,) the columns that the next step reads, ..."""
+        self.behind = self.column[-1:] + 1
+        """... (1,) the one that it draws, ..."""
+        self.last = torch.arange(1, len(prompt) + 1, device=prompt.device) * self.given - 1
+        """... and (B,) the last positions among the B * T that it reads."""
         self.following: Step | None = None
 
     @torch.inference_mode()
@@ -84,7 +90,8 @@ class _Rows:
 
     def _first(self) -> None:
         self._draw()
-        self.column = self.column[-1:] + 1
+        self.column, self.behind = self.behind, self.behind + 1
+        self.last = torch.arange(len(self.tokens), device=self.column.device)
         if self.spec.step != "eager":
             self.cache = self.cache.fixed(self.column.device)
         self.following = stepper(self.spec.step, self._one, self.column.device)
@@ -92,19 +99,19 @@ class _Rows:
     def _one(self) -> None:
         self._draw()
         self.column += 1
+        self.behind += 1
 
     def _draw(self) -> None:
         """Draw the column behind those read."""
-        spec, behind = self.spec, self.column[-1:] + 1
+        spec = self.spec
         tokens = self.tokens.index_select(1, self.column)  # (B, T)
         seen = padded_columns(self.column.expand(tokens.shape), self.padding)
-        last = torch.arange(1, len(tokens) + 1, device=tokens.device) * tokens.shape[1] - 1
         ctx = Context(seen, self.cache, Trace())  # said outright, as torch.compile cannot make what a field defaults to
-        logits = self.net(tokens, ctx, scored=last)  # (B, V)
+        logits = self.net(tokens, ctx, scored=self.last)  # (B, V)
         self.finite &= finite(logits)
-        uniform = self.uniform.index_select(1, behind).squeeze(1)
+        uniform = self.uniform.index_select(1, self.behind).squeeze(1)
         found = pick(logits, uniform, spec.temperature, spec.top_k, spec.top_p, self.never)
-        self.tokens.index_copy_(1, behind, found.unsqueeze(1))
+        self.tokens.index_copy_(1, self.behind, found.unsqueeze(1))
 
 
 def _uniform(key: int, prompt: Tensor, n: int, columns: int) -> Tensor:

@@ -12,8 +12,9 @@ from lit_small_lm.errors import RunError
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Whether all logits are finite numbers, a 0-d tensor: the largest magnitude tells, NaN where one of them is."""
-    return torch.linalg.vector_norm(logits, torch.inf) < torch.inf
+    """Whether all logits are finite numbers, a 0-d tensor: the least and the largest tell, NaN where one of them is."""
+    least, largest = torch.aminmax(logits)
+    return (least > -torch.inf) & (largest < torch.inf)
 
 
 def refuse_damage(finite: Tensor) -> None:

@@ -5,12 +5,13 @@ compiled, there are fewer of them, too (as gpt-fast, pytorch-labs 2023). Both ne
 everything it changes in place, and always has the same shapes.
 """
 
+import contextlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,8 +20,41 @@ from lit_small_lm.errors import RequestError
 
 Stepping = Literal["eager", "graph", "compiled"]
 Step = Callable[[], None]
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WARM = 3
 """Steps before a graph is captured, in which libraries allocate what they need. They count: their tokens are kept."""
+
+
+@contextlib.contextmanager
+def at_hand(net: Any) -> Iterator[None]:
+    """While it lasts, what the modules of a network hold is found at once, and those without hooks are called at once.
+
+    PyTorch looks for submodules and parameters where all else has failed, and for hooks at every call, either of which
+    takes as long as a small operation. A network must not be given other parts or hooks in the meantime. One of which
+    parts are compiled stays as it is, or they would be compiled anew.
+    """
+    modules = list(net.modules()) if isinstance(net, nn.Module) else []
+    if any(module._compiled_call_impl is not None for module in modules):
+        modules = []
+    added = [(vars(module), _sought(module)) for module in modules]
+    for held, parts in added:
+        held.update(parts)
+    try:
+        yield
+    finally:
+        for held, parts in added:
+            for name in parts:
+                held.pop(name, None)
+
+
+def _sought(module: nn.Module) -> dict[str, Any]:
+    """Attributes of a module that are not found at once; those of its parameters that are plain tensors."""
+    held = vars(module)
+    parts: dict[str, Any] = {name: p for name, p in module._parameters.items() if p is None or type(p) is nn.Parameter}
+    parts.update(module._modules)
+    if not any(held[kind] for kind in HOOKS):
+        parts["_compiled_call_impl"] = module.forward  # what is called if it is there, whatever the hooks
+    return {name: part for name, part in parts.items() if name not in held}
 
 
 def stepper(how: Stepping, step: Step, device: torch.device) -> Step:

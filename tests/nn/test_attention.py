@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from lit_small_lm import attending
+from lit_small_lm.attending import attend, swept_attention
 from lit_small_lm.backbone import Backbone, BackboneSpec, LayerSpec
 from lit_small_lm.context import Cache, Context, Visibility
 from lit_small_lm.nn.attention import Attention, plain_attention
@@ -127,6 +129,47 @@ def test_window_counts_the_query_itself():
     out = mixer(h, Context(Visibility.rows(h[..., 0])))
     reach = torch.autograd.grad(out[0, 7].sum(), h)[0][0].abs().sum(-1) > 0
     assert reach.nonzero().flatten().tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_a_sweep_equals_the_plain_twin(monkeypatch, scale):
+    """One query for each head, behind keys that lie by position; gradients, too."""
+    torch.manual_seed(0)
+    sizes = [(16, 4, 1, 6), (16, 4, 5, 6), (16, 4, 5, 3)]
+    q, k, v = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
+    cache, swept = Cache(9), []
+    monkeypatch.setattr(attending, "swept_attention", lambda *args: swept.append(1) or swept_attention(*args))
+    with torch.no_grad():
+        keys, values = cache.keys_values("here", k, v)
+    newest = torch.full((16, 1), 4)
+    found = attend(q, keys, values, Context(Visibility(newest), cache), scale=scale)
+    assert swept == [1]
+    wanted = plain_attention(q, k, v, torch.ones(16, 1, 1, 5, dtype=torch.bool), scale=scale)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    probe = torch.randn_like(wanted)
+    pairs = zip(
+        torch.autograd.grad(swept_attention(q, k, v, scale), (q, k, v), probe),
+        torch.autograd.grad(wanted, (q, k, v), probe),
+        strict=True,
+    )
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_padded_rows_are_not_swept():
+    """Rows of several documents need a mask."""
+    k, cache = torch.randn(16, 4, 2, 6), Cache(9)
+    padding = torch.zeros(16, 2, dtype=torch.long)
+    padding[0, 0] = -1
+    places = Visibility(torch.arange(2).expand(16, 2), padding)
+    whole = Visibility(places.positions[:, 1:], padding[:, 1:])
+    Context(Visibility(places.positions[:, :1], padding[:, :1]), cache).keys()
+    cache.keys_values("here", k[:, :, :1], k[:, :, :1])
+    cache.advance(1)
+    keys, values = cache.keys_values("here", k[:, :, 1:], k[:, :, 1:])
+    found = attend(k[:, :, 1:], keys, values, Context(whole, cache))
+    wanted = plain_attention(k[:, :, 1:], k, k, places.dense()[:, :, 1:])
+    torch.testing.assert_close(found, wanted)
 
 
 def test_packed_rows_and_cache_together():

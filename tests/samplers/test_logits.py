@@ -80,6 +80,10 @@ def test_logits_that_are_not_finite_are_an_error(bad):
         probabilities(torch.tensor([[0.0, bad]]))
 
 
+def test_logits_may_be_as_large_as_numbers_are():
+    assert probabilities(torch.tensor([[-3e38, 3e38]])).tolist() == [[0, 1]]
+
+
 def test_rare_tokens_are_not_lost():
     """A probability of e-20 is far below float32's resolution at one, and must still be drawable."""
     probs = probabilities(torch.tensor([[20.0, 0.0]]))

@@ -1,5 +1,7 @@
 """Memory of unchanging shape, and steps run as one: the same text as operation by operation."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -146,6 +148,53 @@ def test_frames_stay_as_they_were():
     net = network(FAMILIES["Llama"])
     kept = [(frame.tokens, frame.tokens.clone()) for frame in Autoregressive().frames(net, PADDED, 5, 0, SPECIALS)]
     assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_parts_are_at_hand_for_a_while():
+    net = network(FAMILIES["Llama"])
+    before = [dict(vars(module)) for module in net.modules()]
+    with pytest.raises(ZeroDivisionError), stepping.at_hand(net):
+        assert vars(net)["layers"] is net.layers
+        assert vars(net.embed)["weight"] is net.embed.weight
+        with stepping.at_hand(net):
+            pass
+        assert vars(net)["layers"] is net.layers
+        raise ZeroDivisionError
+    assert [dict(vars(module)) for module in net.modules()] == before
+    with stepping.at_hand(lambda tokens, ctx: tokens):  # a network that is no module
+        pass
+
+
+def test_parts_at_hand_are_those_that_are_called():
+    net, called, tokens = network(FAMILIES["Llama"]), [], torch.randint(31, (2, 5))
+    ctx = Context(Visibility.rows(tokens))
+    wanted = net(tokens, ctx)
+    net.layers[0].register_forward_hook(lambda *_: called.append("layer"))
+    with stepping.at_hand(net):
+        assert torch.equal(net(tokens, ctx), wanted)
+        with torch.no_grad():
+            net.embed.weight.add_(1)
+            net.close.weight = torch.nn.Parameter(2 * net.close.weight)
+        found = net(tokens, ctx)
+    assert called == ["layer"] * 2
+    assert torch.equal(net(tokens, ctx), found)
+    assert not torch.equal(found, wanted)
+
+
+def test_parts_of_a_compiled_network_stay_where_they_are():
+    net = network(FAMILIES["Llama"])
+    net.layers[0].compile(backend="eager")
+    before = dict(vars(net))
+    with stepping.at_hand(net):
+        assert dict(vars(net)) == before
+
+
+def test_weights_lie_one_behind_the_other():
+    net = network(FAMILIES["Llama"])
+    lay_by_outputs(net)
+    weights = [module.weight for module in net.modules() if isinstance(module, torch.nn.Linear)]
+    for one, behind in itertools.pairwise(weights):
+        assert 0 <= behind.data_ptr() - one.data_ptr() - one.nbytes < 64
 
 
 @pytest.mark.parametrize("spec", FAMILIES.values(), ids=FAMILIES)
