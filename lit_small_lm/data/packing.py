@@ -108,7 +108,8 @@ class Concatenated(Packed):
         tokens[: len(ids)] = ids
         low, high = self._documents[row : row + 2].tolist()
         at = 0
-        for document, edge in enumerate((self.stream.starts[low + 1 : high + 1] - first).tolist(), low):
+        for document in range(low, high):
+            edge = int(self.stream.starts[document + 1]) - first
             doc_ids[at:edge] = document + self.first_document
             at = edge
         last = len(ids) if len(ids) > self.seq_len else len(ids) - 1  # the stream's last token has no target

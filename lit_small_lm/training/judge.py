@@ -45,7 +45,7 @@ class Judge:
             norm: () of its gradient, before clipping.
             overflow_allowed: whether the gradient may have overflown, as it does while fp16's scale is sought.
         """
-        nothing = loss - loss if overflow_allowed else (loss - loss) + (norm - norm)  # NaN, unless they are finite
+        nothing = (loss if overflow_allowed else loss + norm) * 0  # NaN, unless they are finite
         self.verdict = (nothing != 0) * NOT_FINITE
         if self.sigmas is not None:
             spike = self._spikes(torch.stack([loss, norm]).double())

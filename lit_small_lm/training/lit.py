@@ -99,8 +99,9 @@ class LanguageModule(LightningModule, abc.ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         """Plain values in the place of what is no part of the network need none of torch's search among its parts;
         Lightning sets some forty at every step."""
-        if type(value) in PLAIN and name in self.__dict__:
-            object.__setattr__(self, name, value)
+        held = self.__dict__
+        if type(value) in PLAIN and name in held:
+            held[name] = value
         else:
             super().__setattr__(name, value)
 
@@ -187,9 +188,9 @@ class LanguageModule(LightningModule, abc.ABC):
         parts, interval = self.trainer.accumulate_grad_batches, self.trainer.val_check_batch
         if isinstance(interval, int):
             self.trainer.val_check_batch = -(-interval // parts) * parts
-        groups = self.trainer.optimizers[0].param_groups
-        for group, settings in zip(groups, self._settings, strict=True):
+        for group, settings in zip(self.trainer.optimizers[0].param_groups, self._settings, strict=True):
             group.update(settings)
+        self._rank = data_rank(self.trainer).rank
         pass_over_idle(self.trainer)
 
     def on_train_end(self) -> None:
@@ -204,7 +205,7 @@ class LanguageModule(LightningModule, abc.ABC):
             self.sums.clear()
             for optimizer in self.trainer.optimizers:
                 drop_gradients(optimizer)
-        seed_all(self.seed, "train", self.global_step, part, data_rank(self.trainer).rank)
+        seed_all(self.seed, "train", self.global_step, part, self._rank)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning asks between forward and backward pass, where the gradients of the step before have been

@@ -98,7 +98,8 @@ class StepMetrics(Callback):
         if not self._waiting:
             return
         steps, self._waiting = self._waiting, []
-        values = torch.stack([value.double() for step in steps for value in step.values]).view(-1, 4)  # (steps, 4)
+        columns = zip(*(step.values for step in steps), strict=True)
+        values = torch.stack([torch.stack(column).double() for column in columns], dim=1)  # (steps, 4)
         sums = trainer.strategy.reduce(values[:, :2].clone(), reduce_op="sum").tolist()
         rest = values[:, 2:].tolist()
         guards = [callback for callback in trainer.callbacks if isinstance(callback, Guard)]
