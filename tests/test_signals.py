@@ -9,6 +9,7 @@ import pytest
 from lit_small_lm import signals
 from lit_small_lm.__main__ import main
 from lit_small_lm.checkpoint import checkpoints_in, read, step_of
+from lit_small_lm.data import loader
 from lit_small_lm.data.datamodule import TokenData
 from lit_small_lm.training.lit import LanguageModule
 from tests.training.conftest import TINY
@@ -129,6 +130,7 @@ def test_a_store_that_is_cut_short_is_named_and_the_last_step_saved(argv, send, 
         return original(self, batch, device, index)
 
     monkeypatch.setattr(TokenData, "transfer_batch_to_device", cutting)
+    monkeypatch.setattr(loader, "READ_TOGETHER", 1)  # one batch at a time, however small
     assert main([*argv, "--data.cache_dir", str(cache)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: token store ") and "00000.train.tokens has 100 bytes, expected " in said
