@@ -24,7 +24,7 @@ from lit_small_lm import __version__
 from lit_small_lm.discovery import origins
 from lit_small_lm.durable import replace
 from lit_small_lm.errors import RunError, shown
-from lit_small_lm.training.events import record
+from lit_small_lm.training.events import framed
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "tensorboard", "jsonargparse", "tokenizers", "numpy")
 
@@ -70,7 +70,7 @@ def cut_events(folder: Path, step: int) -> None:
 
     for file in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
         kept = [raw for raw in RawEventFileLoader(str(file)).Load() if Event.FromString(raw).step <= step]
-        replace(file, b"".join(map(record, kept)))
+        replace(file, framed(kept))
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

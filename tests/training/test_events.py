@@ -1,35 +1,10 @@
-"""The event files that TensorBoard reads, against its own writer and reader."""
-
-import io
+"""The event files that TensorBoard reads, against its own reader."""
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from lit_small_lm.training.events import BLOCK, checksum, record
 from lit_small_lm.training.logger import Line, Position, RunLogger
-
-SIZES = [0, 1, 2, 3, 4, 5, 8, 157, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 3, 3 * BLOCK + 2]
-
-
-def test_the_checksum_is_that_of_the_standard():
-    assert checksum(b"123456789") == 0xE3069283  # the check value of CRC-32C
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_checksum_is_that_of_bytes_one_by_one(size):
-    """The plain twin is TensorBoard's own."""
-    message = np.random.default_rng(size).bytes(size)
-    assert checksum(message) == crc32c(message)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_record_is_what_tensorboard_writes(size):
-    message, written = np.random.default_rng(size).bytes(size), io.BytesIO()
-    RecordWriter(written).write(message)
-    assert record(message) == written.getvalue()
 
 
 def test_tensorboard_reads_what_a_run_logs(tmp_path):
