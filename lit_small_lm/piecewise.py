@@ -182,18 +182,15 @@ def _(q, k, v, biases, cuts, scale):
 
 
 class Sum(NamedTuple):
-    """What a piece adds to the gradients of its keys or values."""
+    """Where a piece adds to the gradients of its keys or values."""
 
-    product: Tensor
-    """(N, s, K)"""
-    runs: list[tuple[Tensor, Tensor]]
-    """The gradients of each of its runs, and the same columns of the product."""
+    runs: list[tuple[Tensor, slice]]
+    """For each run of its keys their gradients (N, s', K), and which of the piece's keys they are."""
 
     def add(self, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
         """left (N, s, t) times right (N, t, K)."""
-        _product(left, right, self.product, scale)
-        for total, found in self.runs:
-            total.add_(found)
+        for total, part in self.runs:
+            torch.baddbmm(total, left[:, part], right, alpha=scale, out=total)
 
 
 class Sums:
@@ -201,11 +198,10 @@ class Sums:
 
     def __init__(self, desk: Desk, like: Tensor) -> None:
         self.desk, self.total = desk, desk.new(*like.shape[2:])
-        products = desk.products([(piece.seen, like.shape[3]) for piece in desk.cut])
         lengths = ([run.length for run in piece.keys] for piece in desk.cut)
-        found = (product.split(sizes, 1) for product, sizes in zip(products, lengths, strict=True))
-        runs = (list(zip(*both, strict=True)) for both in zip(desk.seen(self.total), found, strict=True))
-        self.pieces = [Sum(*both) for both in zip(products, runs, strict=True)]
+        ends = (list(itertools.accumulate(sizes, initial=0)) for sizes in lengths)
+        parts = ([slice(*edges) for edges in itertools.pairwise(found)] for found in ends)
+        self.pieces = [Sum(list(zip(*both, strict=True))) for both in zip(desk.seen(self.total), parts, strict=True)]
 
     def write(self, tile: Tile, to: Tensor) -> None:
         """To the tile's part of to (B, G, T, K), each key/value head summed over those of its queries."""

@@ -53,8 +53,7 @@ class Rotate(nn.Module):
         make = functools.partial(self.frequencies, exact, positions.device)
         key = ("frequencies", self.width, self.base, self.scaling, exact)
         frequencies = make() if memory is None else memory.once(key, make)
-        angles = positions.unsqueeze(1).unsqueeze(3) * frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return (_kept_table if torch.compiler.is_compiling() else _table)(positions, frequencies, dtype)
 
     def frequencies(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """(width,) what positions are multiplied with: those of the first channels of the pairs, negative, and those of
@@ -70,6 +69,22 @@ class Rotate(nn.Module):
             return torch.addcmul(x * cos, _exchanged(x), sin)  # pairs (a, b) -> (a, b) cos + (-b, a) sin
         turned, rest = x.split([self.width, x.shape[-1] - self.width], dim=-1)
         return torch.cat([self._turn(turned, cos, sin), rest], dim=-1)
+
+
+def _table(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin (B, 1, T, width) of positions (B, T) times frequencies (width,)."""
+    angles = positions.unsqueeze(1).unsqueeze(3) * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+_kept_table = torch.library.custom_op("lit_small_lm::rotary_table", _table, mutates_args=())
+"""The same as an operator, which compiled networks keep for the backward pass; each layer would compute it again."""
+
+
+@_kept_table.register_fake
+def _(positions, frequencies, dtype):
+    shape = (positions.shape[0], 1, positions.shape[1], frequencies.shape[0])
+    return tuple(frequencies.new_empty(shape, dtype=dtype) for _ in range(2))
 
 
 def _exchanged(x: Tensor) -> Tensor:

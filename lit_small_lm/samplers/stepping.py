@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import _has_any_global_hook
 
 from lit_small_lm.errors import RequestError
 
@@ -31,10 +32,10 @@ def at_hand(net: Any) -> Iterator[None]:
 
     PyTorch looks for submodules and parameters where all else has failed, and for hooks at every call, either of which
     takes as long as a small operation. A network must not be given other parts or hooks in the meantime. One of which
-    parts are compiled stays as it is, or they would be compiled anew.
+    parts are compiled stays as it is, or they would be compiled anew; so do all where hooks are set for all modules.
     """
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
-    if any(module._compiled_call_impl is not None for module in modules):
+    if _has_any_global_hook() or any(module._compiled_call_impl is not None for module in modules):
         modules = []
     added = [(vars(module), _sought(module)) for module in modules]
     for held, parts in added:

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from lit_small_lm.context import Context, Visibility
+from lit_small_lm.context import Context, Trace, Visibility
 from lit_small_lm.errors import RequestError
-from lit_small_lm.nn.positions import Learned, NoPositions, Rotary
+from lit_small_lm.nn.positions import Learned, NoPositions, Rotary, _kept_table
 
 
 def context(positions):
@@ -55,6 +55,21 @@ def test_a_share_leaves_the_other_channels_alone():
 def test_an_odd_number_of_rotated_channels_is_refused(head_dim, share):
     with pytest.raises(RequestError, match=f"positions.share {share} of head_dim {head_dim} rotates"):
         Rotary(share=share).rotate(head_dim)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_what_is_compiled_is_the_same(share):
+    """Halves are exchanged in another way, and the table is an operator; the plain twin is what runs uncompiled."""
+    q, ctx, rotate = torch.randn(2, 3, 4, 8, requires_grad=True), context([1, 2, 5, 6]), Rotary(share=share).rotate(8)
+    probe, found = torch.randn_like(q), []
+    for turn in (rotate, torch.compile(rotate, backend="aot_eager", fullgraph=True)):
+        turned, _ = turn(q, q, Context(ctx.visibility, trace=Trace()))
+        found.append([turned, *torch.autograd.grad(turned, q, probe)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_table_is_a_sound_operator():
+    torch.library.opcheck(_kept_table, (torch.tensor([[0, 7]]), torch.tensor([-0.1, 0.1]), torch.bfloat16))
 
 
 def test_the_table_is_made_once_a_pass(monkeypatch):

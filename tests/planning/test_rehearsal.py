@@ -194,7 +194,7 @@ def test_accumulated_batches_keep_the_gradients():
     outline = Outline(BackboneSpec(), DIMS, VOCAB)
     once = rehearse(outline, WORKLOAD)
     twice = rehearse(outline, dataclasses.replace(WORKLOAD, batch_size=8))
-    assert twice.backward - once.backward == once.gradients
+    assert 0 <= once.gradients - (twice.backward - once.backward) <= 4 * DIMS.dim  # of the last norm, taken by then
     assert twice.forward - once.forward == once.gradients
 
 

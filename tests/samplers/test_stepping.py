@@ -189,6 +189,17 @@ def test_parts_of_a_compiled_network_stay_where_they_are():
         assert dict(vars(net)) == before
 
 
+def test_hooks_of_all_modules_are_called():
+    net, called, tokens = network(FAMILIES["Llama"]), [], torch.randint(31, (2, 5))
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    try:
+        with stepping.at_hand(net):
+            net(tokens, Context(Visibility.rows(tokens)))
+    finally:
+        handle.remove()
+    assert {net, net.embed, net.close} <= set(called)
+
+
 def test_weights_lie_one_behind_the_other():
     net = network(FAMILIES["Llama"])
     lay_by_outputs(net)
