@@ -75,7 +75,8 @@ def swept_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None)
 
     Two sweeps over memory, as it lies. The fused kernel goes from head to head and waits for the first keys of each.
     """
-    scores = (k * (q * (scale or 1 / math.sqrt(q.shape[-1])))).sum(-1).contiguous()  # (B, H, S)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = (k * (q * scale)).sum(-1).contiguous()  # (B, H, S)
     return (v * torch.softmax(scores, dim=-1).unsqueeze(-1)).sum(2, keepdim=True)
 
 

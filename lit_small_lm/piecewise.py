@@ -185,7 +185,7 @@ class Sum(NamedTuple):
     """Where a piece adds to the gradients of its keys or values."""
 
     runs: list[tuple[Tensor, slice]]
-    """For each run of its keys their gradients (N, s', K), and which of the piece's keys they are."""
+    """For each run of its keys their gradients (N, r, K), and which of the piece's s keys they are."""
 
     def add(self, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
         """left (N, s, t) times right (N, t, K)."""

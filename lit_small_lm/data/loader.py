@@ -125,7 +125,8 @@ class PreparedFeed:
         return DataLoader(self.rows, batch_sampler=_Sampler(self.plan, start), **settings)
 
     def _read_here(self, start: int) -> Iterator[Batch | RunError]:
-        """Small batches several at a time: a processor that has trained in between begins each with an empty cache."""
+        """Small batches several at a time: a processor that has trained in between begins each with an empty cache. How
+        many, their first one says."""
         wanted = self.plan.batches(start)
         for first in wanted:
             more = READ_TOGETHER // (len(first) * self.rows.components[0].seq_len) - 1

@@ -206,14 +206,15 @@ def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    scaled = torch.mul if _needed_again() else Tensor.mul_
+    scaled = torch.mul if _needed_again(grad) else Tensor.mul_
     gradients = (scaled(kept, grad.to(kept.dtype)) for kept in ctx.saved_tensors)
     return *gradients, None, None, None, None, None, None, None
 
 
-def _needed_again() -> bool:
-    """Whether what is kept for this backward pass may be read after it; if not, its memory can be used."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+def _needed_again(grad: Tensor) -> bool:
+    """Whether what is kept for this backward pass may be read after it, or for many gradients at once; if not, its
+    memory can be used."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._functorch.is_legacy_batchedtensor(grad):
         return True
     return torch._C._autograd._get_current_graph_task_keep_graph()
 

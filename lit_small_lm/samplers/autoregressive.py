@@ -41,6 +41,7 @@ class Autoregressive(Sampler):
         """One frame a token. A row's draws depend on `key` and the row's index alone, not on the other rows.
 
         A frame's tokens are where the prompt is, and no frame waits for the device.
+        Until the last frame the network is neither to be copied nor given hooks (`stepping.at_hand`).
 
         Raises:
             RequestError: the prompt has masks to be filled, or a graph is asked for away from CUDA.

@@ -23,7 +23,8 @@ def lay_by_outputs(net: nn.Module) -> None:
     that outputs lie side by side.
 
     Values, shapes and names stay; sums are taken in another order, so logits change by rounding. For a process
-    that only draws text: an optimizer's state lies as weights did, and safetensors does not save such matrices.
+    that only draws text: an optimizer's state lies as weights did, safetensors does not save such matrices, and one
+    that is saved by itself takes the rest along, since all share a storage.
     """
     weights = [module.weight for module in _read_whole(net) if module.weight.is_cpu]
     for weight, room in zip(weights, _rooms(weights), strict=True):

@@ -31,8 +31,9 @@ def at_hand(net: Any) -> Iterator[None]:
     """While it lasts, what the modules of a network hold is found at once, and those without hooks are called at once.
 
     PyTorch looks for submodules and parameters where all else has failed, and for hooks at every call, either of which
-    takes as long as a small operation. A network must not be given other parts or hooks in the meantime. One of which
-    parts are compiled stays as it is, or they would be compiled anew; so do all where hooks are set for all modules.
+    takes as long as a small operation. A network must not be copied, or given hooks or parametrizations, in the
+    meantime. One of which parts are compiled stays as it is, or they would be compiled anew; so do all where hooks are
+    set for all modules.
     """
     modules = list(net.modules()) if isinstance(net, nn.Module) else []
     if _has_any_global_hook() or any(module._compiled_call_impl is not None for module in modules):
@@ -44,8 +45,14 @@ def at_hand(net: Any) -> Iterator[None]:
         yield
     finally:
         for held, parts in added:
-            for name in parts:
-                held.pop(name, None)
+            _put_back(held, parts)
+
+
+def _put_back(held: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Take parts out again, and not what somebody has put in their place."""
+    for name, part in parts.items():
+        if held.get(name) is part:
+            del held[name]
 
 
 def _sought(module: nn.Module) -> dict[str, Any]:

@@ -92,8 +92,8 @@ class RunLogger(Logger):
         lines = [line for line in lines if line.metrics]
         if self.folder is None or not lines:
             return
-        text = "".join(map(_json_line, lines)).encode()
-        self._tried("metrics", lambda: append(self.folder / "metrics.jsonl", text))
+        texts = [_json_line(line).encode() for line in lines]
+        self._tried("metrics", lambda: append_all(self.folder / "metrics.jsonl", texts))
         if self._events is not None:
             self._add([_event(_scalars(line), line.position.step) for line in lines])
 
@@ -136,6 +136,15 @@ def append(file: Path, data: bytes) -> None:
             raise
     finally:
         os.close(number)
+
+
+def append_all(file: Path, texts: Sequence[bytes]) -> None:
+    """Add texts to the end of a file together, or as many of them as there is room for. Raises OSError."""
+    try:
+        append(file, b"".join(texts))
+    except OSError:
+        for text in texts:
+            append(file, text)
 
 
 def log_everywhere(loggers: Sequence[Logger], lines: Sequence[Line]) -> None:

@@ -163,6 +163,15 @@ def test_a_graph_that_is_kept_gives_its_gradients_twice():
         assert torch.equal(one, other)
 
 
+def test_many_gradients_at_once():
+    h, weight, targets, importance = inputs()
+    total, _ = summed_nll(h, weight, targets, importance)
+    wanted = torch.autograd.grad(total, (h, weight), retain_graph=True)
+    factors = torch.tensor([1.0, -2.0], dtype=total.dtype)
+    for found, one in zip(torch.autograd.grad(total, (h, weight), factors, is_grads_batched=True), wanted, strict=True):
+        torch.testing.assert_close(found, torch.stack([one, -2 * one]), rtol=1e-12, atol=1e-12)
+
+
 def test_a_sum_without_gradients_is_the_same_sum():
     h, weight, targets, importance = inputs()
     with torch.no_grad():

@@ -189,6 +189,13 @@ def test_parts_of_a_compiled_network_stay_where_they_are():
         assert dict(vars(net)) == before
 
 
+def test_what_was_set_in_the_meantime_stays():
+    net = network(FAMILIES["Llama"])
+    with stepping.at_hand(net):
+        net.layers[0].compile(backend="eager")
+    assert net.layers[0]._compiled_call_impl is not None
+
+
 def test_hooks_of_all_modules_are_called():
     net, called, tokens = network(FAMILIES["Llama"]), [], torch.randint(31, (2, 5))
     handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))

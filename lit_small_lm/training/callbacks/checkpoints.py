@@ -88,7 +88,7 @@ class Checkpoints(Callback):
         due = now or step % self.every_n_steps == 0
         if self.run_dir is not None and due and step != self._saved_at:
             self._finish(trainer)
-            if self._io is not None:  # where training goes on no more, a copy would be of no use
+            if self._io is not None:  # a copy would be of no use where the file is waited for
                 self._io.saving = "blocking" if now or trainer.should_stop else self.saving
             path, self._saved_at = self.run_dir / "checkpoints" / checkpoint_name(step), step
             trainer.save_checkpoint(path)

@@ -26,7 +26,7 @@ class _Step(NamedTuple):
     lr: float
     tokens_per_second: float
     values: tuple[Tensor, Tensor, Tensor, Tensor]
-    """Nats and token count of this process, gradient norm, what the judge said of the step."""
+    """Nats and token count of this process, gradient norm, what the judge said of the step; written to no more."""
     terms: dict[str, Tensor]
     """Other loss terms of this process, summed."""
     scalars: dict[str, Tensor]
