@@ -102,6 +102,9 @@ def summed_nll(
 
     At most `chunk_logits` logits are held at once; None: as many as pay on the device. It is one operator of our own,
     so that a compiled network has one form of it for any number of targets.
+
+    Raises:
+        RuntimeError: in the backward pass, that its gradients cannot be differentiated again.
     """
     if not torch.is_grad_enabled() or transformed():
         nll = token_nll(h, weight, targets, softcap, chunk_logits or CHUNK_LOGITS, impossible)
@@ -206,6 +209,8 @@ def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("summed_nll: a gradient that is to be differentiated again was asked for; token_nll has one")
     scaled = torch.mul if _needed_again(grad) else Tensor.mul_
     gradients = (scaled(kept, grad.to(kept.dtype)) for kept in ctx.saved_tensors)
     return *gradients, None, None, None, None, None, None, None
@@ -214,7 +219,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 def _needed_again(grad: Tensor) -> bool:
     """Whether what is kept for this backward pass may be read after it, or for many gradients at once; if not, its
     memory can be used."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._functorch.is_legacy_batchedtensor(grad):
+    if torch.compiler.is_compiling() or torch._C._functorch.is_legacy_batchedtensor(grad):
         return True
     return torch._C._autograd._get_current_graph_task_keep_graph()
 

@@ -163,6 +163,13 @@ def test_a_graph_that_is_kept_gives_its_gradients_twice():
         assert torch.equal(one, other)
 
 
+def test_a_second_derivative_is_refused():
+    h, weight, targets, importance = inputs()
+    total, _ = summed_nll(h, weight, targets, importance)
+    with pytest.raises(RuntimeError, match="differentiated again"):
+        torch.autograd.grad(total, (h, weight), create_graph=True)
+
+
 def test_many_gradients_at_once():
     h, weight, targets, importance = inputs()
     total, _ = summed_nll(h, weight, targets, importance)
