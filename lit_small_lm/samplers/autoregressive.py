@@ -74,11 +74,11 @@ class _Rows:
         """Whether all logits so far were."""
         self.cache = Cache(columns)
         self.column = torch.arange(self.given, device=prompt.device)
-        """(T,) the columns that the next step reads, ..."""
+        """(T,) the columns that the next step reads."""
         self.behind = self.column[-1:] + 1
-        """... (1,) the one that it draws, ..."""
+        """(1,) the one behind, which it draws; made ahead, as is `last`, so that a token takes fewer operations."""
         self.last = torch.arange(1, len(prompt) + 1, device=prompt.device) * self.given - 1
-        """... and (B,) the last positions among the B * T that it reads."""
+        """(B,) which of the B * T positions that it reads are the last of their rows."""
         self.following: Step | None = None
 
     @torch.inference_mode()

@@ -45,10 +45,10 @@ def at_hand(net: Any) -> Iterator[None]:
         yield
     finally:
         for held, parts in added:
-            _put_back(held, parts)
+            _take_out(held, parts)
 
 
-def _put_back(held: dict[str, Any], parts: dict[str, Any]) -> None:
+def _take_out(held: dict[str, Any], parts: dict[str, Any]) -> None:
     """Take parts out again, and not what somebody has put in their place."""
     for name, part in parts.items():
         if held.get(name) is part:
