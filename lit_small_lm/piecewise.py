@@ -188,9 +188,13 @@ class Sum(NamedTuple):
     """For each run of its keys their gradients (N, r, K), and which of the piece's s keys they are."""
 
     def add(self, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-        """left (N, s, t) times right (N, t, K)."""
+        """left (N, s, t) times right (N, t, K). PyTorch's product adds head after head, each on all threads, where its
+        output is not contiguous."""
         for total, part in self.runs:
-            torch.baddbmm(total, left[:, part], right, alpha=scale, out=total)
+            if total.is_contiguous():
+                torch.baddbmm(total, left[:, part], right, alpha=scale, out=total)
+            else:
+                total.add_(torch.bmm(left[:, part], right), alpha=scale)
 
 
 class Sums:
