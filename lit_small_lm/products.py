@@ -106,7 +106,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return _backward(ctx, grad, _product if torch.is_grad_enabled() else _onednn)
+        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return _backward(ctx, grad, _product if recorded else _onednn)
 
 
 @register_flop_formula([torch.ops.lit_small_lm.product, torch.ops.mkldnn._linear_pointwise])
