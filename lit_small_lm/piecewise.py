@@ -2,9 +2,10 @@
 
 As in FlashAttention (arXiv 2205.14135) nothing of the size of the scores is kept for the backward pass, which computes
 them anew. The tricks: each step is one call of PyTorch for the heads of as many rows as keep their scores in the
-processor's cache; all steps work in the same memory, so that it stays there; and pairs that a piece leaves out cost
-nothing, where PyTorch's own kernel leaves out keys by 512 and only causally. Whatever the dtype of the inputs, products
-and softmax are computed in float32 or better. `nn.attention.plain_attention` with the dense mask is the plain twin.
+processor's cache; all steps but some sums work in the same memory, so that it stays there; and pairs that a piece
+leaves out cost nothing, where PyTorch's own kernel leaves out keys by 512 and only causally. Whatever the dtype of the
+inputs, products and softmax are computed in float32 or better. `nn.attention.plain_attention` with the dense mask is
+the plain twin.
 """
 
 import functools

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from lit_small_lm.transforms import transformed
 
@@ -33,7 +33,7 @@ SUITED = suits_onednn()
 LEAST_ROWS = 64
 """With fewer rows laying the weights in oneDNN's order takes longer than it saves, ..."""
 LEAST_WORK = 1 << 24
-"""... and with fewer multiplications calling an operator of our own does."""
+"""... and with fewer multiplications what Python does around them does."""
 LONGEST = 1 << 14
 """Sums over more channels, the gradients of a large vocabulary's head, MKL takes as quickly."""
 
@@ -48,8 +48,10 @@ def linear(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def pays(h: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to multiply these."""
+    if not SUITED or torch.jit.is_tracing():  # a trace is also for other machines
+        return False
     inputs, outputs = h.shape[-1], weight.shape[0]
-    if not SUITED or inputs > LONGEST or not _surely(h.numel() >= LEAST_ROWS * inputs):
+    if inputs > LONGEST or not _surely(h.numel() >= LEAST_ROWS * inputs):
         return False
     if not _surely(h.numel() * outputs >= LEAST_WORK):
         return False
@@ -73,7 +75,7 @@ def _onednn(h: Tensor, weight: Tensor) -> Tensor:
 
 
 _product = torch.library.custom_op("lit_small_lm::product", _onednn, mutates_args=(), tags=(torch.Tag.flexible_layout,))
-"""The same as an operator that compiled networks know."""
+"""The same as an operator that compilers write down as it is, and that has a derivative."""
 
 
 @_product.register_fake
@@ -110,6 +112,15 @@ class _Product(torch.autograd.Function):
         return _backward(ctx, grad, _product if recorded else _onednn)
 
 
-@register_flop_formula([torch.ops.lit_small_lm.product, torch.ops.mkldnn._linear_pointwise])
 def _flops(h, weight, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(h) * weight[0]
+
+
+def _counted() -> list[torch._ops.OpOverloadPacket]:
+    """The operators that a product may be: ours, and oneDNN's where this build has it and nobody counts it yet."""
+    if not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._linear_pointwise in flop_registry:
+        return [torch.ops.lit_small_lm.product]
+    return [torch.ops.lit_small_lm.product, torch.ops.mkldnn._linear_pointwise]
+
+
+register_flop_formula(_counted())(_flops)

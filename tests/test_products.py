@@ -1,5 +1,8 @@
 """Products by oneDNN against their plain twin `F.linear`, gradients included, and where they are taken."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -60,6 +63,35 @@ def test_can_be_differentiated_twice():
         found.append(torch.autograd.grad(once.square().sum(), [h, weight]))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
+
+
+def test_weights_that_changed_since_have_no_gradient():
+    h, weight, _ = problem(ROWS)
+    found = linear(h, weight)
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.sum().backward()
+
+
+def test_can_be_traced():
+    h, weight, _ = (part.detach() for part in problem(ROWS))
+    torch.testing.assert_close(torch.jit.trace(linear, (h, weight))(h + 1, weight), F.linear(h + 1, weight))
+
+
+WITHOUT = """
+import torch
+class Without:
+    def __getattr__(self, name): raise AttributeError(name)
+torch.ops.__dict__["mkldnn"] = Without()
+torch.backends.mkldnn.is_available = lambda: False
+from lit_small_lm import products
+assert products.linear(torch.ones(4096, 64), torch.ones(64, 64)).sum() == 4096 * 64 * 64
+"""
+
+
+def test_is_not_needed_where_torch_was_built_without_it():
+    subprocess.run([sys.executable, "-c", WITHOUT], check=True)
 
 
 def test_compiles_in_one_graph_forward_and_backward():
