@@ -103,12 +103,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(h, weight)
-        return _onednn(h, weight)
+        out = _onednn(h, weight)
+        _keep(ctx, (h, weight), out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()  # and oneDNN's own has no derivative
         return _backward(ctx, grad, _product if recorded else _onednn)
 
 
