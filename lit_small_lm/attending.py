@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_small_lm.context import Context
 from lit_small_lm.flex import has_kernel, tiled_attention
+from lit_small_lm.kernels.attention import kernel_attention, takes
 from lit_small_lm.pieces import Division, spares
 from lit_small_lm.piecewise import LONGEST_CAUSAL, pays, pays_without_sparing, piecewise_attention
 
@@ -31,8 +32,9 @@ def attend(
     """q (B, H, T, K), k (B, G, S, K), v (B, G, S, V) -> (B, H, T, V), over what the Visibility shows.
 
     Which way is taken is decided here alone. Where whole rows need a mask and no weights are dropped: FlexAttention on
-    CUDA, if it has a kernel for the widths. On a CPU pieces of rows, also of causal ones that need none, and a cache of
-    many short rows in one sweep. Otherwise one call of PyTorch's fused kernel.
+    CUDA, if it has a kernel for the widths. On a CPU our own kernel where the network is compiled, otherwise pieces of
+    rows, also of causal ones that need none, and a cache of many short rows in one sweep. Elsewhere one call of
+    PyTorch's fused kernel.
 
     Args:
         window: visible keys, the query included; None: all.
@@ -43,6 +45,11 @@ def attend(
     whole = by_parts and window is None and ctx.visibility.whole
     if by_parts and not whole and has_kernel(q, v):
         return tiled_attention(q, k, v, ctx.block_mask(window), scale)
+    if by_parts and takes(q):
+        made = (
+            None if whole else ctx.trace.once(("turned", window), lambda: Division.of(ctx.visibility, window).turned())
+        )
+        return kernel_attention(q, k, v, made, ctx.visibility.kind == "causal", scale)
     if by_parts and pays(q):
         if whole and ctx.visibility.kind == "causal":
             if q.shape[2] < LONGEST_CAUSAL:

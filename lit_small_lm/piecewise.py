@@ -45,14 +45,14 @@ def pays(q: Tensor) -> bool:
     """Whether pieces are quicker than PyTorch's own kernel for these queries (B, H, T, K)."""
     if q.device.type != "cpu":
         return False
-    low = _dtype(q).itemsize < 4
+    low = dtype_of(q).itemsize < 4
     columns, work = LEAST["bfloat16" if low else "float32"]
     return q.shape[2] >= columns and q.numel() * q.shape[2] >= work and not (low and TILES) and not transformed()
 
 
 def pays_without_sparing(q: Tensor) -> bool:
     """The same where every query may see all keys."""
-    return pays(q) and _dtype(q).itemsize < 4 and q.shape[2] <= SLOW and torch.is_grad_enabled()
+    return pays(q) and dtype_of(q).itemsize < 4 and q.shape[2] <= SLOW and torch.is_grad_enabled()
 
 
 def piecewise_attention(
@@ -65,11 +65,11 @@ def piecewise_attention(
     the output is of it, as with PyTorch's own attention.
     """
     v = v.contiguous()  # often a part of one product with queries and keys, which would be kept whole
-    q, k, v = (part.to(_dtype(part)) for part in (q, k, v))
+    q, k, v = (part.to(dtype_of(part)) for part in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if division is None:
         return _attention(q, k, v, [], None, scale)
-    return _attention(q, k, v, division.biases, [edge for piece in division.pieces for edge in _edges(piece)], scale)
+    return _attention(q, k, v, division.biases, edges_of(division.pieces), scale)
 
 
 class Tile(NamedTuple):
@@ -162,7 +162,7 @@ class Probabilities:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, biases: Sequence[Tensor], cuts: Sequence[int] | None, scale: float
 ) -> Tensor:
-    (cut, biases), out = _division(q, biases, cuts), _empty(q, v.shape[3])
+    (cut, biases), out = _division(q, biases, cuts), empty_like(q, v.shape[3])
     desk = Desk(q, k, cut)
     queries, keys, values = (desk.new(*part.shape[2:]) for part in (q, k, v))
     shares = Probabilities(desk, queries, keys, biases, scale)
@@ -179,7 +179,7 @@ def _attention(
 
 @_attention.register_fake
 def _(q, k, v, biases, cuts, scale):
-    return _empty(q, v.shape[3])
+    return empty_like(q, v.shape[3])
 
 
 class Sum(NamedTuple):
@@ -221,7 +221,7 @@ def _gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, biases: Sequence[Tensor], cuts: Sequence[int] | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     cut, biases = _division(q, biases, cuts)
-    of_q, of_k, of_v = (_empty(part, part.shape[3]) for part in (q, k, v))
+    of_q, of_k, of_v = (empty_like(part, part.shape[3]) for part in (q, k, v))
     desk = Desk(q, k, cut)
     queries, keys, values, grads = (desk.new(*part.shape[2:]) for part in (q, k, v, grad))
     shares, of_keys, of_values = Probabilities(desk, queries, keys, biases, scale), Sums(desk, k), Sums(desk, v)
@@ -246,7 +246,7 @@ def _gradients(
 
 @_gradients.register_fake
 def _(grad, q, k, v, biases, cuts, scale):
-    return tuple(_empty(part, part.shape[3]) for part in (q, k, v))
+    return tuple(empty_like(part, part.shape[3]) for part in (q, k, v))
 
 
 def _keep(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -262,7 +262,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _attention.register_autograd(_backward, setup_context=_keep)
 
 
-def _dtype(x: Tensor) -> torch.dtype:
+def dtype_of(x: Tensor) -> torch.dtype:
     """Of what x is read as; autocast leaves float64 as it is."""
     kind = x.device.type
     lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
@@ -291,20 +291,20 @@ def _divisor(count: int, most: int) -> int:
     return next((size for size in range(min(count, most), 1, -1) if count % size == 0), 1)
 
 
-def _empty(like: Tensor, width: int) -> Tensor:
+def empty_like(like: Tensor, width: int) -> Tensor:
     """(B, H, T, width), stored as (B, T, H, width): what heads are joined from without a copy."""
     rows, heads, time = like.shape[:3]
     return like.new_empty(rows, time, heads, width).transpose(1, 2)
 
 
-def _edges(piece: QueryPiece) -> list[int]:
-    """Columns where its queries begin and end, and where two runs of keys do; of the second there may be none."""
-    first, second = (*piece.keys, Run(0, 0))[:2]
-    return [*piece.queries, *first, *second]
+def edges_of(cut: Sequence[QueryPiece]) -> list[int]:
+    """For each piece the columns where its queries begin and end, and where two runs of keys do; of the second there
+    may be none."""
+    return [edge for piece in cut for run in (piece.queries, *(*piece.keys, Run(0, 0))[:2]) for edge in run]
 
 
 def _cut(edges: Sequence[int]) -> list[QueryPiece]:
-    """The pieces that have these `_edges`."""
+    """The pieces that have these edges."""
     runs = [Run(*edges[at : at + 2]) for at in range(0, len(edges), 2)]
     triples = (runs[at : at + 3] for at in range(0, len(runs), 3))
     return [QueryPiece(first, tuple(run for run in keys if run.last)) for first, *keys in triples]
@@ -321,7 +321,7 @@ def causal_rows(columns: int, device: torch.device) -> Division:
     return Division.of(Visibility.rows(torch.empty(1, columns, device=device)))
 
 
-def _pairs(shape: Sequence[int], cuts: Sequence[int] | None) -> int:
+def pairs_of(shape: Sequence[int], cuts: Sequence[int] | None) -> int:
     """Pairs of a query and a key, in all rows and heads, of queries of this shape (B, H, T, K)."""
     cut = pieces(Visibility.rows(torch.empty(1, shape[2], device="meta"))) if cuts is None else _cut(cuts)
     return shape[0] * shape[1] * sum(piece.pairs for piece in cut)
@@ -329,9 +329,9 @@ def _pairs(shape: Sequence[int], cuts: Sequence[int] | None) -> int:
 
 @register_flop_formula(torch.ops.lit_small_lm.piecewise_attention)
 def _flops(q, k, v, biases, cuts, *args, out_shape=None, **kwargs) -> int:
-    return 2 * _pairs(q, cuts) * (q[3] + v[3])
+    return 2 * pairs_of(q, cuts) * (q[3] + v[3])
 
 
 @register_flop_formula(torch.ops.lit_small_lm.piecewise_attention_backward)
 def _backward_flops(grad, q, k, v, biases, cuts, *args, out_shape=None, **kwargs) -> int:
-    return 2 * _pairs(q, cuts) * (3 * q[3] + 2 * v[3])
+    return 2 * pairs_of(q, cuts) * (3 * q[3] + 2 * v[3])

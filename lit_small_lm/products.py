@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from lit_small_lm.kernels.building import loaded
 from lit_small_lm.transforms import transformed
 
 
@@ -91,7 +92,24 @@ def _backward(ctx: Any, grad: Tensor, product: Callable[..., Tensor] = _product)
     h, weight = ctx.saved_tensors
     by_h, by_weight = ctx.needs_input_grad
     of_h = product(grad, weight.t()) if by_h else None
-    return of_h, grad.flatten(0, -2).t() @ h.flatten(0, -2) if by_weight else None
+    return of_h, by_rows(grad.flatten(0, -2), h.flatten(0, -2)) if by_weight else None
+
+
+torch.library.define(
+    "lit_small_lm::product_by_weight", "(Tensor grad, Tensor h) -> Tensor", tags=torch.Tag.flexible_layout
+)
+
+
+@torch.library.register_fake("lit_small_lm::product_by_weight")
+def _(grad: Tensor, h: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[1], h.shape[1])
+
+
+def by_rows(grad: Tensor, h: Tensor) -> Tensor:
+    """grad (N, F), h (N, D) -> (F, D)."""
+    if loaded() and torch.compiler.is_compiling():
+        return torch.ops.lit_small_lm.product_by_weight(grad, h)
+    return grad.t() @ h
 
 
 _product.register_autograd(_backward, setup_context=_keep)

@@ -16,6 +16,7 @@ import torch
 
 from lit_small_lm.backbone import Backbone
 from lit_small_lm.errors import RunError, shown
+from lit_small_lm.kernels.building import load
 
 BY_LAYERS = "layers"
 MODES = ("off", "default", BY_LAYERS, "reduce-overhead", "max-autotune")
@@ -33,19 +34,25 @@ def cache_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"torchinductor_{user}"
 
 
-def compile_network(net: Backbone, mode: str) -> None:
+def compile_network(net: Backbone, mode: str, device: str | None = None) -> None:
     """Compile in place: names of weights stay. Nothing is compiled before the first forward pass.
 
     Args:
         mode: "layers", or a mode of torch.compile for the whole network ("default", "reduce-overhead",
             "max-autotune"); "off": nothing is done.
+        device: the kind of device that it is to run on; None: the one that it lies on. For a CPU the kernels of this
+            package are loaded, and compiled if need be.
 
     Raises:
         RunError: machine code would be read from a folder that others may write to.
     """
+    device = device or next(net.parameters()).device.type
+    if device == "cuda" or mode != "off":  # on CUDA attention that needs a mask is compiled, whatever is asked
+        refuse_foreign_cache()
     if mode == "off":
         return
-    refuse_foreign_cache()
+    if device == "cpu":
+        load(cache_folder())
     keep_less()
     net.score.pieces = "compiled"
     if mode != BY_LAYERS:

@@ -29,7 +29,7 @@ from lit_small_lm.ranks import data_group, data_rank
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.sharding import load_whole
 from lit_small_lm.spec import check_settings
-from lit_small_lm.training.compiled import compile_network, refuse_foreign_cache
+from lit_small_lm.training.compiled import compile_network
 from lit_small_lm.training.gradients import clip_values, drop_gradients, scale_gradients, total_norm
 from lit_small_lm.training.idle_hooks import call_idle, pass_over_idle, signed
 from lit_small_lm.training.judge import TAKEN, Judge, hold_back
@@ -144,9 +144,7 @@ class LanguageModule(LightningModule, abc.ABC):
             self._take_weights(self.init_from)
         for layer in self.net.layers:
             layer.activation_checkpointing = self.activation_checkpointing
-        if self.trainer.strategy.root_device.type == "cuda":
-            refuse_foreign_cache()  # attention that needs a mask is compiled there, whatever is asked
-        compile_network(self.net, self.compile_mode)
+        compile_network(self.net, self.compile_mode, self.trainer.strategy.root_device.type)
 
     def _resolved(self, vocab_size: int) -> Dims:
         return self.shape.resolve(lambda dims: size(Outline(self.backbone, dims, vocab_size)))

@@ -21,7 +21,7 @@ READERS = {
 }
 PICKLE = {"lit_small_lm.checkpoint", "lit_small_lm.hf.pickles", "lit_small_lm.data.worker"}
 """They name errors of pickle; the last one sends our own objects to our own process."""
-SHELLS = {"subprocess": {"lit_small_lm.data.worker", "lit_small_lm.cli.processes"}}
+SHELLS = {"subprocess": {"lit_small_lm.data.worker", "lit_small_lm.cli.processes", "lit_small_lm.kernels.building"}}
 IMPORTERS = {"import_module", "spec_from_file_location", "exec_module", "load_module", "find_spec"}
 MAY_IMPORT = {
     "lit_small_lm", "lit_small_lm.__main__", "lit_small_lm.discovery", "lit_small_lm.cli.completion",

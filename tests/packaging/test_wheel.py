@@ -71,7 +71,7 @@ def site(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_every_subpackage_plugin_and_config(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"lit_small_lm/{name}" for name in files_below(ROOT / "lit_small_lm", ".py", ".typed")}
+    expected = {f"lit_small_lm/{name}" for name in files_below(ROOT / "lit_small_lm", ".py", ".typed", ".cpp", ".h")}
     expected |= {f"lit_small_lm/plugins/{name}" for name in files_below(ROOT / "plugins", ".py", ".yaml", ".md")}
     expected |= {f"lit_small_lm/configs/{name}" for name in files_below(ROOT / "configs", ".py", ".yaml")}
     assert expected - held == set()

@@ -1,0 +1,344 @@
+// Attention by strips of queries, forward and backward, in float32 whatever the type of the inputs.
+//
+// As in FlashAttention-2 (arXiv 2307.08691) nothing of the size of the scores is kept: beside the output there is one
+// number for each query, the logarithm of the sum that its softmax divides by. The tricks: scores are held turned, keys
+// by queries, so that the softmax runs down columns and few matrices have to be turned for the seven products; a strip
+// of 64 queries has its scores in the processor's cache; and the products are oneDNN's for matrices that lie there,
+// which come near the processor's limit for heads of 32 channels, too. Key/value heads are worked on beside each other,
+// each by one thread, so that the order of all sums is the same however many there are.
+// `nn.attention.plain_attention` with the dense mask is the plain twin.
+
+#pragma once
+
+#include "matrix.h"
+
+#include <ATen/ops/empty.h>
+
+#include <limits>
+#include <tuple>
+#include <vector>
+
+namespace lit_small_lm {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t QUERIES = 64;  // of a strip; with 32 and with 128 it takes 3 and 20 % longer
+constexpr int64_t EDGES = 6;     // of a piece
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+
+struct Run {
+  int64_t first, last;
+
+  int64_t length() const { return last - first; }
+};
+
+// Queries, and runs of keys that hold all that they may see; the second may be empty.
+struct Strip {
+  Run queries;
+  Run keys[2];
+  const Tensor* bias;  // (B, 1, s, t), 0 or -inf: which of these keys are seen; none: all, unless the row is causal
+  int64_t column;      // of the bias, where its queries begin
+  bool causal;
+
+  int64_t count() const { return queries.length(); }
+  int64_t seen() const { return keys[0].length() + keys[1].length(); }
+
+  // Call f(keys, row) for each run of keys, which have their scores from this row on.
+  template <typename F>
+  void each(F f) const {
+    int64_t row = 0;
+    for (const Run& run : keys) {
+      if (run.length()) {
+        f(run, row);
+        row += run.length();
+      }
+    }
+  }
+};
+
+// The strips of rows that are cut into pieces; `edges` says where the queries and both runs of keys of each begin and
+// end. Without them a row is one piece.
+std::vector<Strip> strips(at::TensorList biases, at::OptionalIntArrayRef edges, bool causal, int64_t columns) {
+  std::vector<Strip> found;
+  const auto cut = [&](Run queries, auto strip_of) {
+    for (int64_t first = queries.first; first < queries.last; first += QUERIES) {
+      found.push_back(strip_of(Run{first, std::min(first + QUERIES, queries.last)}));
+    }
+  };
+  if (!edges) {
+    cut({0, columns}, [&](Run part) {
+      return Strip{part, {{0, causal ? part.last : columns}, {0, 0}}, nullptr, 0, causal};
+    });
+    return found;
+  }
+  for (size_t at = 0; at < edges->size(); at += EDGES) {
+    const auto run = [&](size_t edge) { return Run{(*edges)[at + edge], (*edges)[at + edge + 1]}; };
+    cut(run(0), [&](Run part) {
+      return Strip{part, {run(2), run(4)}, &biases[at / EDGES], part.first - run(0).first, false};
+    });
+  }
+  return found;
+}
+
+int64_t most_seen(const std::vector<Strip>& strips) {
+  int64_t most = 0;
+  for (const Strip& strip : strips) {
+    most = std::max(most, strip.seen());
+  }
+  return most;
+}
+
+// Heads of a tensor (B, H, T, K), whose channels lie side by side.
+template <typename T>
+struct Heads {
+  T* data;
+  int64_t row, head, step, count, columns, width;
+
+  explicit Heads(const Tensor& x)
+      : data(static_cast<T*>(x.data_ptr())), row(x.stride(0)), head(x.stride(1)), step(x.stride(2)), count(x.size(1)),
+        columns(x.size(2)), width(x.size(3)) {}
+
+  T* at(int64_t b, int64_t h, int64_t t) const { return data + b * row + h * head + t * step; }
+
+  Matrix read(int64_t b, int64_t h, Run rows, Place& place) const {
+    return lay(at(b, h, rows.first), step, rows.length(), width, place);
+  }
+};
+
+// x (count, width) of a strip -> (width, t), scaled; t is padded, and what lies beyond the strip is zero.
+Matrix turned(Matrix x, int64_t count, int64_t width, Place& place, float scale = 1) {
+  const int64_t t = padded(count);
+  if (t > count) {
+    std::fill_n(place.data(), width * t, 0);
+  }
+  turn(x, count, width, place.data(), t);
+  if (scale != 1) {
+    at::vec::map([scale](Vector part) { return part * Vector(scale); }, place.data(), place.data(), width * t);
+  }
+  return {place.data(), t};
+}
+
+// Scores (s, t) of keys k (T, K) and scaled queries (K, t); -inf where a key is not seen.
+void score(const Strip& strip, int64_t b, Matrix k, Matrix queries, int64_t width, float* scores) {
+  const int64_t t = queries.step;
+  strip.each([&](Run keys, int64_t row) {
+    multiply(keys.length(), t, width, k.from(keys.first), queries, scores + row * t, t, false);
+  });
+  if (strip.causal) {
+    for (int64_t key = 1; key < strip.count(); key++) {
+      std::fill_n(scores + (strip.queries.first + key) * t, key, NONE);
+    }
+  }
+  if (strip.bias) {
+    const int64_t row = strip.bias->size(0) > 1 ? b * strip.bias->stride(0) : 0;
+    const Matrix bias{strip.bias->const_data_ptr<float>() + row + strip.column, strip.bias->stride(2)};
+    for (int64_t key = 0; key < strip.seen(); key++) {
+      at::vec::map2([](Vector x, Vector y) { return x + y; }, scores + key * t, scores + key * t, bias.at(key),
+                    strip.count());
+    }
+  }
+}
+
+// Scores (s, t) become shares that are yet to be divided by their sums; 1 / sum, and its logarithm, for each query.
+C10_NOINLINE void share(float* scores, int64_t seen, int64_t t, float* inverse, float* log) {
+  for (int64_t query = 0; query < t; query += WIDTH) {
+    float* column = scores + query;
+    Vector most(NONE), sum(0);
+    for (int64_t key = 0; key < seen; key++) {
+      most = at::vec::maximum(most, Vector::loadu(column + key * t));
+    }
+    for (int64_t key = 0; key < seen; key++) {
+      const Vector taken = (Vector::loadu(column + key * t) - most).exp_u20();
+      taken.store(column + key * t);
+      sum = sum + taken;
+    }
+    (Vector(1) / sum).store(inverse + query);
+    (most + sum.log()).store(log + query);
+  }
+}
+
+// One thread's part of the forward pass, and the places that it works in.
+template <typename T>
+struct Forward {
+  Heads<T> q, k, v, out;
+  float* logs;
+  const std::vector<Strip>& strips;
+  float scale;
+  int64_t step = padded(k.columns) + WIDTH;  // not a power of two, of which few fit into a cache
+  Place keys{k.columns, k.width}, values{v.columns, v.width}, values_turned{v.width, step}, near{QUERIES, q.width},
+      near_turned{q.width, QUERIES}, scores{most_seen(strips), QUERIES}, inverse{1, QUERIES}, log{1, QUERIES},
+      found{QUERIES, v.width}, found_turned{v.width, QUERIES};
+
+  // A key/value head, and all heads of queries that read it.
+  void group(int64_t b, int64_t g) {
+    const Run all{0, k.columns};
+    const Matrix key = k.read(b, g, all, keys);
+    turn(v.read(b, g, all, values), v.columns, v.width, values_turned.data(), step);
+    const int64_t repeat = q.count / k.count;
+    for (int64_t h = g * repeat; h < (g + 1) * repeat; h++) {
+      for (const Strip& strip : strips) {
+        answer(strip, b, h, key);
+      }
+    }
+  }
+
+  void answer(const Strip& strip, int64_t b, int64_t h, Matrix key) {
+    const int64_t count = strip.count(), first = strip.queries.first;
+    const Matrix query = turned(q.read(b, h, strip.queries, near), count, q.width, near_turned, scale);
+    const int64_t t = query.step;
+    score(strip, b, key, query, q.width, scores.data());
+    share(scores.data(), strip.seen(), t, inverse.data(), log.data());
+    strip.each([&](Run seen, int64_t row) {
+      const Matrix taken{scores.data() + row * t, t}, value{values_turned.data() + seen.first, step};
+      multiply(v.width, t, seen.length(), value, taken, found_turned.data(), t, row > 0);
+    });
+    for (int64_t row = 0; row < v.width; row++) {
+      float* to = found_turned.data() + row * t;
+      at::vec::map2([](Vector x, Vector y) { return x * y; }, to, to, inverse.data(), t);
+    }
+    turn({found_turned.data(), t}, v.width, count, found.data(), v.width);
+    write<T>({found.data(), v.width}, count, v.width, out.at(b, h, first), out.step);
+    std::copy_n(log.data(), count, logs + (b * q.count + h) * q.columns + first);
+  }
+};
+
+// Scores (s, t) become shares, and slopes of shares slopes of scores, scaled.
+C10_NOINLINE void differentiate(float* shares, float* slopes, int64_t seen, int64_t t, float scale, const float* log,
+                                const float* mean) {
+  for (int64_t query = 0; query < t; query += WIDTH) {
+    const Vector most = Vector::loadu(log + query), middle = Vector::loadu(mean + query);
+    for (int64_t at = query; at < seen * t; at += t) {
+      const Vector taken = (Vector::loadu(shares + at) - most).exp_u20();
+      taken.store(shares + at);
+      (taken * Vector(scale) * (Vector::loadu(slopes + at) - middle)).store(slopes + at);
+    }
+  }
+}
+
+// One thread's part of the backward pass.
+template <typename T>
+struct Backward {
+  Heads<T> grad, q, k, v, out, of_q, of_k, of_v;
+  const float* logs;
+  const std::vector<Strip>& strips;
+  float scale;
+  int64_t step = padded(k.columns) + WIDTH;
+  Place keys{k.columns, k.width}, values{v.columns, v.width}, keys_turned{k.width, step}, near{QUERIES, q.width},
+      near_turned{q.width, QUERIES}, upon{QUERIES, v.width}, upon_turned{v.width, QUERIES}, found{QUERIES, v.width},
+      shares{most_seen(strips), QUERIES}, slopes{most_seen(strips), QUERIES}, log{1, QUERIES}, mean{1, QUERIES},
+      by_near{QUERIES, q.width}, by_near_turned{q.width, QUERIES}, by_keys{k.columns, k.width},
+      by_values{v.columns, v.width};
+
+  void group(int64_t b, int64_t g) {
+    const Run all{0, k.columns};
+    const Matrix key = k.read(b, g, all, keys), value = v.read(b, g, all, values);
+    turn(key, k.columns, k.width, keys_turned.data(), step);
+    by_keys.clear(), by_values.clear();
+    const int64_t repeat = q.count / k.count;
+    for (int64_t h = g * repeat; h < (g + 1) * repeat; h++) {
+      for (const Strip& strip : strips) {
+        derive(strip, b, h, key, value);
+      }
+    }
+    write<T>({by_keys.data(), k.width}, k.columns, k.width, of_k.at(b, g, 0), of_k.step);
+    write<T>({by_values.data(), v.width}, v.columns, v.width, of_v.at(b, g, 0), of_v.step);
+  }
+
+  void derive(const Strip& strip, int64_t b, int64_t h, Matrix key, Matrix value) {
+    const int64_t count = strip.count(), first = strip.queries.first;
+    const Matrix query = q.read(b, h, strip.queries, near), slope = grad.read(b, h, strip.queries, upon);
+    const Matrix query_turned = turned(query, count, q.width, near_turned, scale);
+    const Matrix slope_turned = turned(slope, count, v.width, upon_turned);
+    const int64_t t = query_turned.step;
+    score(strip, b, key, query_turned, q.width, shares.data());
+    strip.each([&](Run seen, int64_t row) {
+      multiply(seen.length(), t, v.width, value.from(seen.first), slope_turned, slopes.data() + row * t, t, false);
+    });
+    prepare(logs + (b * q.count + h) * q.columns + first, slope, out.read(b, h, strip.queries, found), count);
+    differentiate(shares.data(), slopes.data(), strip.seen(), t, scale, log.data(), mean.data());
+    strip.each([&](Run seen, int64_t row) {
+      const Matrix taken{shares.data() + row * t, t}, of_score{slopes.data() + row * t, t};
+      const int64_t s = seen.length(), from = seen.first;
+      multiply(s, v.width, count, taken, slope, by_values.data() + from * v.width, v.width, true);
+      multiply(s, k.width, count, of_score, query, by_keys.data() + from * k.width, k.width, true);
+      multiply(k.width, t, s, {keys_turned.data() + from, step}, of_score, by_near_turned.data(), t, row > 0);
+    });
+    turn({by_near_turned.data(), t}, q.width, count, by_near.data(), q.width);
+    write<T>({by_near.data(), q.width}, count, q.width, of_q.at(b, h, first), of_q.step);
+  }
+
+  // For each query of a strip the logarithm of its sum, and the mean of the slopes of its shares, which is the product
+  // of the output with its gradient.
+  void prepare(const float* logs, Matrix slope, Matrix output, int64_t count) {
+    log.clear(), mean.clear();
+    std::copy_n(logs, count, log.data());
+    for (int64_t row = 0; row < count; row++) {
+      float product = 0;
+#pragma omp simd reduction(+ : product)
+      for (int64_t i = 0; i < v.width; i++) {
+        product += slope.at(row)[i] * output.at(row)[i];
+      }
+      mean.data()[row] = product;
+    }
+  }
+};
+
+// Have all key/value heads worked on, by a worker for each thread.
+template <typename Worker, typename... Parts>
+void over_groups(int64_t rows, int64_t groups, const Parts&... parts) {
+  at::parallel_for(0, rows * groups, 1, [&](int64_t first, int64_t last) {
+    Worker worker{parts...};
+    for (int64_t at = first; at < last; at++) {
+      worker.group(at / groups, at % groups);
+    }
+    multiplied();
+  });
+}
+
+Tensor side_by_side(const Tensor& x) {
+  return x.stride(3) == 1 ? x : x.contiguous();
+}
+
+// (B, H, T, width), stored as (B, T, H, width): what heads are joined from without a copy.
+Tensor empty(const Tensor& like, int64_t width) {
+  return at::empty({like.size(0), like.size(2), like.size(1), width}, like.options()).transpose(1, 2);
+}
+
+template <typename T>
+void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& logs,
+             const std::vector<Strip>& strips, float scale) {
+  over_groups<Forward<T>>(k.size(0), k.size(1), Heads<T>(q), Heads<T>(k), Heads<T>(v), Heads<T>(out),
+                          logs.data_ptr<float>(), strips, scale);
+}
+
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, at::TensorList biases,
+                                     at::OptionalIntArrayRef edges, bool causal, double scale) {
+  Tensor out = empty(q, v.size(3)), logs = at::empty({q.size(0), q.size(1), q.size(2)}, q.options().dtype(at::kFloat));
+  const auto run = q.scalar_type() == at::kFloat ? forward<float> : forward<at::BFloat16>;
+  run(side_by_side(q), side_by_side(k), side_by_side(v), out, logs, strips(biases, edges, causal, q.size(2)), scale);
+  return {out, logs};
+}
+
+template <typename T>
+void backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+              const Tensor& of_q, const Tensor& of_k, const Tensor& of_v, const Tensor& logs,
+              const std::vector<Strip>& strips, float scale) {
+  over_groups<Backward<T>>(k.size(0), k.size(1), Heads<T>(grad), Heads<T>(q), Heads<T>(k), Heads<T>(v), Heads<T>(out),
+                           Heads<T>(of_q), Heads<T>(of_k), Heads<T>(of_v), logs.const_data_ptr<float>(), strips, scale);
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
+                                                      const Tensor& v, const Tensor& out, const Tensor& logs,
+                                                      at::TensorList biases, at::OptionalIntArrayRef edges, bool causal,
+                                                      double scale) {
+  Tensor of_q = empty(q, q.size(3)), of_k = empty(k, k.size(3)), of_v = empty(v, v.size(3));
+  const auto run = q.scalar_type() == at::kFloat ? backward<float> : backward<at::BFloat16>;
+  run(side_by_side(grad), side_by_side(q), side_by_side(k), side_by_side(v), side_by_side(out), of_q, of_k, of_v, logs,
+      strips(biases, edges, causal, q.size(2)), scale);
+  return {of_q, of_k, of_v};
+}
+
+}  // namespace
+
+}  // namespace lit_small_lm

@@ -1,0 +1,102 @@
+"""Compiling the kernels and loading them, where a network is compiled anyway.
+
+They are compiled by the compiler that torch.compile takes, once for a machine: the file lies beside what torch.compile
+keeps, and its name holds what it was made of. It appears there whole, so that neither processes that compile it at once
+nor one that is killed leave another behind. Where it cannot be made, everything is computed as without it;
+LIT_SMALL_LM_KERNELS=off asks for that.
+"""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+SOURCES = tuple(Path(__file__).parent / name for name in ("kernels.cpp", "attention.h", "products.h", "matrix.h"))
+CAPABILITY = "AVX512"
+"""The only processors that they were measured on."""
+FLAGS = (
+    "-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma",
+    "-mf16c", f"-DCPU_CAPABILITY={CAPABILITY}", f"-DCPU_CAPABILITY_{CAPABILITY}",
+)  # fmt: skip
+"""As PyTorch compiles its own for such processors."""
+LONGEST = 300.0
+"""Seconds that compiling may take: 11 on one core of 2022."""
+VARIABLE = "LIT_SMALL_LM_KERNELS"
+
+_found: dict[str, bool] = {}
+"""Whether they were loaded, once that was tried."""
+
+
+def loaded() -> bool:
+    """Whether this process has them."""
+    return _found.get("loaded", False)
+
+
+def load(folder: Path) -> None:
+    """Have them in this process from now on, if they suit it: from a folder, which others must not be able to write to,
+    and where they are compiled if they are not there. Where that fails it is said once, as a warning."""
+    if not _found:
+        _found["loaded"] = suited() and os.environ.get(VARIABLE) != "off" and _loaded(folder)
+
+
+def suited() -> bool:
+    """Whether they are for this processor, and this build of PyTorch has what they call."""
+    return torch.backends.cpu.get_cpu_capability() == CAPABILITY and torch.backends.mkldnn.is_available()
+
+
+def _loaded(folder: Path) -> bool:
+    try:
+        file = folder / f"lit_small_lm_{_digest()}.so"
+        if not file.is_file():
+            build(file)
+        try:
+            torch.ops.load_library(file)
+        except OSError:  # damaged
+            build(file)
+            torch.ops.load_library(file)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        warnings.warn(f"compile: the kernels of this package are not used: {_reason(error)}", stacklevel=2)
+        return False
+    return True
+
+
+def build(file: Path) -> None:
+    """Compile them into a file.
+
+    Raises:
+        OSError: no compiler, or no place.
+        subprocess.SubprocessError: the compiler failed, or took too long.
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent) as made:
+        whole = Path(made) / file.name
+        subprocess.run(_command(whole), check=True, capture_output=True, text=True, timeout=LONGEST)  # noqa: S603
+        os.replace(whole, file)
+
+
+def _command(to: Path) -> list[str]:
+    root = Path(torch.__file__).parent
+    folders = root / "include", root / "include" / "torch" / "csrc" / "api" / "include"
+    seen = [part for folder in folders for part in ("-isystem", str(folder))]
+    libraries = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
+    return [_compiler(), *FLAGS, *seen, str(SOURCES[0]), "-o", str(to), *libraries]
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX") or "g++"
+
+
+def _digest() -> str:
+    """Of all that the file is made of."""
+    parts = [torch.__version__, torch.__file__, _compiler(), *FLAGS, *(source.read_text() for source in SOURCES)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _reason(error: Exception) -> str:
+    """On one line, what the compiler said first where it said something."""
+    said = getattr(error, "stderr", None) or str(error)
+    lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or [type(error).__name__]
+    return lines[0].strip()[:200]

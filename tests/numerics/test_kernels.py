@@ -1,0 +1,288 @@
+"""The kernels in C++ against their plain twins, gradients included; how they are compiled, and what happens if not."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_small_lm import attending, products
+from lit_small_lm.attending import attend
+from lit_small_lm.context import Context, Visibility
+from lit_small_lm.kernels import attention, building
+from lit_small_lm.kernels.attention import kernel_attention
+from lit_small_lm.nn.attention import plain_attention
+from lit_small_lm.pieces import Division
+from lit_small_lm.training.compiled import cache_folder, refuse_foreign_cache
+
+ROWS, HALF = 2, 83
+"""Rows, and columns of a row or of each half: strips of 64 queries, and what is left."""
+KINDS = ("causal", "bidirectional", "annealed", "block", "doubled", "doubled, clean causal")
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+pytestmark = pytest.mark.skipif(
+    not building.suited() or not shutil.which("g++"), reason="needs a processor with AVX-512, oneDNN and g++"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels():
+    refuse_foreign_cache()
+    building.load(cache_folder())
+    assert building.loaded()
+
+
+def view_of(kind, packed, half=HALF, rows=ROWS):
+    """Rows of three documents that begin elsewhere in each row, or of one."""
+    column = torch.arange(half).expand(rows, half)
+    docs = (column + 13 * torch.arange(rows).unsqueeze(1)) // 31 if packed else None
+    if kind.startswith("doubled"):
+        return Visibility.rows(column, docs).doubled(4, "block" if kind == "doubled" else "causal")
+    if kind == "annealed":
+        return Visibility.rows(column, docs).annealed(0.3, 7)
+    return Visibility.rows(column, docs, kind, block_size=4)
+
+
+def parts_of(view, heads=4, groups=2, width=8, values=12, dtype=torch.float32):
+    """Queries, keys and values as a mixer hands them on: views of tensors (B, T, heads, width)."""
+    torch.manual_seed(0)
+    rows, time = view.positions.shape
+    sizes = (heads, width), (groups, width), (groups, values)
+    return [torch.randn(rows, time, *size).to(dtype).transpose(1, 2).requires_grad_() for size in sizes]
+
+
+def division_of(view, window):
+    return Division.of(view, window).turned()
+
+
+def assert_equal_with_gradients(found, wanted, parts, **tolerance):
+    torch.testing.assert_close(found, wanted, **tolerance)
+    probe = torch.randn_like(wanted)
+    pairs = zip(*(torch.autograd.grad(out, parts, probe) for out in (found, wanted)), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_plain_twin(kind, packed, window):
+    view = view_of(kind, packed)
+    parts = parts_of(view)
+    fast = kernel_attention(*parts, division_of(view, window), kind == "causal", scale=0.3)
+    assert fast.transpose(1, 2).is_contiguous()
+    plain = plain_attention(*parts, view.dense(window=window), scale=0.3)
+    assert_equal_with_gradients(fast, plain, parts, **CLOSE)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 16, 63, 64, 65, 200])
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+def test_rows_that_are_not_cut(kind, columns):
+    view = view_of(kind, False, columns)
+    parts = parts_of(view, width=17, values=3)
+    fast = kernel_attention(*parts, None, kind == "causal")
+    assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, **CLOSE)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_heads_share_keys(groups):
+    view = view_of("doubled", True, rows=3)
+    parts = parts_of(view, groups=groups)
+    fast = kernel_attention(*parts, division_of(view, None), False)
+    assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, **CLOSE)
+
+
+def test_any_layout_is_read():
+    """Channels that do not lie side by side, and a gradient that is one number for all."""
+    view = view_of("causal", False)
+    parts = [part.detach().mT.contiguous().mT.requires_grad_() for part in parts_of(view)]
+    fast, plain = kernel_attention(*parts, None, True), plain_attention(*parts, view.dense())
+    torch.testing.assert_close(fast, plain, **CLOSE)
+    for one, other in zip(*(torch.autograd.grad(out.sum(), parts) for out in (fast, plain)), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_low_precision_is_rounded_once():
+    view = view_of("causal", True)
+    parts = parts_of(view)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = kernel_attention(*parts, division_of(view, None), True)
+    assert fast.dtype == torch.bfloat16
+    exact = [part.detach().bfloat16().double().requires_grad_() for part in parts]
+    plain = plain_attention(*exact, view.dense())
+    torch.testing.assert_close(fast, plain.bfloat16(), rtol=2**-8, atol=1e-6)
+    probe = torch.randn_like(fast)
+    wanted = torch.autograd.grad(plain, exact, probe.double())
+    for one, other in zip(torch.autograd.grad(fast, parts, probe), wanted, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=2**-7, atol=2e-2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_seen(value):
+    q, k, v = (part.detach() for part in parts_of(view_of("causal", False)))
+    for part in (q, k, v):
+        part[0, 0, 7, 0] = value
+        found = kernel_attention(q, k, v, None, True)
+        assert not found[0, 0].isfinite().all() and found[1].isfinite().all()
+        part[0, 0, 7, 0] = 0
+
+
+def test_large_scores_do_not_overflow():
+    parts = [part.detach().mul(100).requires_grad_() for part in parts_of(view_of("causal", False))]
+    out = kernel_attention(*parts, None, True)
+    assert all(found.isfinite().all() for found in (out, *torch.autograd.grad(out.sum(), parts)))
+
+
+def test_the_same_bits_whatever_the_threads():
+    view = view_of("doubled", True, rows=3)
+    parts, threads = parts_of(view), torch.get_num_threads()
+    division = division_of(view, None)
+
+    def run(count):
+        torch.set_num_threads(count)
+        out = kernel_attention(*parts, division, False)
+        return [out, *torch.autograd.grad(out, parts, torch.ones_like(out))]
+
+    try:
+        assert all(torch.equal(one, other) for one, other in zip(run(1), run(3), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_operators_keep_what_operators_promise():
+    parts = [part.detach().requires_grad_() for part in parts_of(view_of("causal", False))]
+    view = view_of("causal", True)
+    division = division_of(view, None)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    for biases, edges in (([], None), (division.biases, attention.edges_of(division.pieces))):
+        arguments = (*parts, biases, edges, True, 0.3)
+        torch.library.opcheck(torch.ops.lit_small_lm.attention.default, arguments, test_utils=tests)
+    pair = torch.randn(70, 40), torch.randn(70, 24)
+    torch.library.opcheck(torch.ops.lit_small_lm.product_by_weight.default, pair, test_utils=tests[::2])
+
+
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+def test_operations_are_counted(kind):
+    parts = parts_of(view_of(kind, False))
+    with FlopCounterMode(display=False) as counter:
+        kernel_attention(*parts, None, kind == "causal").sum().backward()
+    cut = [(64, 64), (19, 83)] if kind == "causal" else [(83, 83)]
+    pairs = sum(queries * keys for queries, keys in cut) * ROWS * 4
+    assert counter.get_total_flops() == 2 * pairs * ((8 + 12) + (3 * 8 + 2 * 12))
+
+
+@pytest.mark.parametrize("sizes", [(1300, 24, 40), (70, 300, 17), (5, 3, 2), (513, 64, 64)], ids=str)
+def test_a_sum_over_rows(sizes):
+    rows, outputs, inputs = sizes
+    torch.manual_seed(0)
+    grad, h = torch.randn(outputs, rows).t(), torch.randn(rows, inputs)
+    found = torch.ops.lit_small_lm.product_by_weight(grad, h)
+    torch.testing.assert_close(found, grad.t() @ h, rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How often a compiled network came past the kernels: of attention, and of gradients by weights."""
+    seen = []
+
+    def noted(name, kernel):
+        def note(*args):
+            seen.append(name)
+            return kernel(*args)
+
+        return note
+
+    monkeypatch.setattr(attending, "kernel_attention", noted("attention", attending.kernel_attention))
+    monkeypatch.setattr(products, "by_rows", noted("products", products.by_rows))
+    monkeypatch.setattr(products, "SUITED", True)
+    monkeypatch.setattr(products, "LEAST_WORK", 1)
+    torch.compiler.reset()
+    yield seen
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_networks_take_them(kind, taken):
+    """Inductor's code, which calls them, against the plain twins of the same layer."""
+    view = view_of(kind, kind in ("causal", "doubled"))
+    width, time = 16, view.positions.shape[1]
+    torch.manual_seed(0)
+    h, weight = torch.randn(ROWS, time, width), torch.randn(3 * width, width, requires_grad=True)
+
+    def mix(h, attend):
+        q, k, v = products.linear(h, weight).unflatten(-1, (3, 2, width // 2)).permute(2, 0, 3, 1, 4).unbind()
+        return attend(q, k, v)
+
+    plain = mix(h, lambda *parts: plain_attention(*parts, view.dense()))
+    taken.clear()
+    ctx = Context(view)
+    fast = torch.compile(mix, fullgraph=True)(h, lambda *parts: attend(*parts, ctx))
+    assert_equal_with_gradients(fast, plain, [weight], rtol=1e-3, atol=1e-3)
+    assert set(taken) == {"attention", "products"}
+
+
+def test_eager_networks_do_not():
+    view = view_of("causal", False)
+    with FlopCounterMode(display=False) as counter:
+        attend(*parts_of(view), Context(view))
+    assert torch.ops.lit_small_lm.attention not in counter.get_flop_counts()["Global"]
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """As in a process that has not tried yet."""
+    monkeypatch.setattr(building, "_found", {})
+
+
+def test_they_are_compiled_once(fresh, tmp_path, monkeypatch):
+    def compiled(command, **options):
+        shutil.copy(next(cache_folder().glob("lit_small_lm_*.so")), command[command.index("-o") + 1])
+
+    monkeypatch.setattr(subprocess, "run", compiled)
+    monkeypatch.setattr(torch.ops, "load_library", lambda file: None)
+    building.load(tmp_path)
+    assert building.loaded()
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(building, "_found", {})
+    building.load(tmp_path)
+    assert building.loaded() and [file] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_a_compiler_that_fails_is_said_in_one_line(fresh, tmp_path, monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.warns(UserWarning, match="kernels of this package are not used") as said:
+        building.load(tmp_path)
+    assert not building.loaded() and list(tmp_path.iterdir()) == []
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+
+
+def test_a_damaged_file_is_made_anew(fresh, tmp_path, monkeypatch):
+    file = tmp_path / f"lit_small_lm_{building._digest()}.so"
+    file.write_bytes(b"no library")
+    whole = next(cache_folder().glob(file.name))
+    monkeypatch.setattr(building, "build", lambda to: shutil.copy(whole, to))
+    building.load(tmp_path)
+    assert building.loaded() and file.read_bytes() == whole.read_bytes()
+
+
+def test_a_user_can_do_without(fresh, tmp_path, monkeypatch):
+    monkeypatch.setenv(building.VARIABLE, "off")
+    building.load(tmp_path)
+    assert not building.loaded() and list(tmp_path.iterdir()) == []
+
+
+def test_other_processors_do_without():
+    """The capability is fixed when torch is imported, hence a process of its own."""
+    code = (
+        "from pathlib import Path; from lit_small_lm.kernels import building; building.load(Path('/nowhere'));"
+        "print(building.suited(), building.loaded())"
+    )
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["False", "False"]
