@@ -3,8 +3,8 @@
 PyTorch multiplies float32 matrices with MKL, which is made for Intel's processors. oneDNN, which it also holds, comes
 nearer to the limit of AMD's with AVX-512: of about 110 GFLOP/s a thread, 99 instead of 88 forward and 102 instead of 84
 for the gradient by the input (EPYC of 2022, torch 2.13, 2048 rows of 256 to 1376 channels). For the gradient by the
-weights they are even, so that stays with MKL. Other processors, types and devices have `F.linear`, the plain twin, and
-so does everything under `torch.backends.mkldnn.flags(enabled=False)`.
+weights they are even, so that stays with MKL, in compiled networks with `kernels/products.h`. Other processors, types
+and devices have `F.linear`, the plain twin, and so does everything under `torch.backends.mkldnn.flags(enabled=False)`.
 """
 
 import math
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from lit_small_lm.kernels.building import loaded
 from lit_small_lm.transforms import transformed
 
 
@@ -92,24 +91,24 @@ def _backward(ctx: Any, grad: Tensor, product: Callable[..., Tensor] = _product)
     h, weight = ctx.saved_tensors
     by_h, by_weight = ctx.needs_input_grad
     of_h = product(grad, weight.t()) if by_h else None
-    return of_h, by_rows(grad.flatten(0, -2), h.flatten(0, -2)) if by_weight else None
+    return of_h, gradient_by_weight(grad.flatten(0, -2), h.flatten(0, -2)) if by_weight else None
 
 
-torch.library.define(
-    "lit_small_lm::product_by_weight", "(Tensor grad, Tensor h) -> Tensor", tags=torch.Tag.flexible_layout
-)
+@torch.library.custom_op("lit_small_lm::product_by_weight", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def _by_weight(grad: Tensor, h: Tensor) -> Tensor:
+    """The plain twin of the kernel of this name, and what stands in for it."""
+    return grad.t() @ h
 
 
-@torch.library.register_fake("lit_small_lm::product_by_weight")
+@_by_weight.register_fake
 def _(grad: Tensor, h: Tensor) -> Tensor:
     return grad.new_empty(grad.shape[1], h.shape[1])
 
 
-def by_rows(grad: Tensor, h: Tensor) -> Tensor:
-    """grad (N, F), h (N, D) -> (F, D)."""
-    if loaded() and torch.compiler.is_compiling():
-        return torch.ops.lit_small_lm.product_by_weight(grad, h)
-    return grad.t() @ h
+def gradient_by_weight(grad: Tensor, h: Tensor) -> Tensor:
+    """grad (N, F), h (N, D) -> (F, D). Compiled code is kept on disk and has to be right in a process without the
+    kernel, too, so that it names the operator in either."""
+    return _by_weight(grad, h) if torch.compiler.is_compiling() else grad.t() @ h
 
 
 _product.register_autograd(_backward, setup_context=_keep)
@@ -133,6 +132,11 @@ class _Product(torch.autograd.Function):
 
 def _flops(h, weight, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(h) * weight[0]
+
+
+@register_flop_formula(torch.ops.lit_small_lm.product_by_weight)
+def _flops_by_weight(grad, h, *args, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(grad) * h[1]
 
 
 def _counted() -> list[torch._ops.OpOverloadPacket]:

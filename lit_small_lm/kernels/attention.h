@@ -296,8 +296,39 @@ void over_groups(int64_t rows, int64_t groups, const Parts&... parts) {
   });
 }
 
+// Biases as `score` reads them; what lays them out for a compiled network does not always keep to how they were made.
+std::vector<Tensor> laid(at::TensorList biases) {
+  std::vector<Tensor> found;
+  for (const Tensor& bias : biases) {
+    found.push_back(bias.contiguous());
+  }
+  return found;
+}
+
 Tensor side_by_side(const Tensor& x) {
   return x.stride(3) == 1 ? x : x.contiguous();
+}
+
+// Refuse what would be read past its end, or as another type.
+void verify(const Tensor& q, const Tensor& k, const Tensor& v, at::TensorList biases, at::OptionalIntArrayRef edges) {
+  const auto type = q.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "attention: ", type, "; allowed: float32, bfloat16");
+  TORCH_CHECK(k.scalar_type() == type && v.scalar_type() == type, "attention: queries, keys and values differ in type");
+  for (const Tensor& x : {k, v}) {
+    TORCH_CHECK(x.size(0) == q.size(0) && x.size(1) == k.size(1) && x.size(2) == q.size(2), "attention: ", x.sizes(),
+                " beside queries ", q.sizes());
+  }
+  TORCH_CHECK(k.size(3) == q.size(3) && q.size(1) % k.size(1) == 0, "attention: keys ", k.sizes(), " beside queries ",
+              q.sizes());
+  TORCH_CHECK(edges ? edges->size() == EDGES * biases.size() : biases.empty(), "attention: a bias for each piece");
+  for (size_t piece = 0; piece < biases.size(); piece++) {
+    const Tensor& bias = biases[piece];
+    const auto at = edges->slice(piece * EDGES, EDGES);
+    TORCH_CHECK(*std::max_element(at.begin(), at.end()) <= q.size(2), "attention: ", at, " beside queries ", q.sizes());
+    TORCH_CHECK(bias.scalar_type() == at::kFloat && (bias.size(0) == 1 || bias.size(0) == q.size(0)) &&
+                    bias.size(1) == 1 && bias.size(2) == at[3] - at[2] + at[5] - at[4] && bias.size(3) == at[1] - at[0],
+                "attention: a bias ", bias.sizes(), " for the piece ", at);
+  }
 }
 
 // (B, H, T, width), stored as (B, T, H, width): what heads are joined from without a copy.
@@ -314,9 +345,11 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ou
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, at::TensorList biases,
                                      at::OptionalIntArrayRef edges, bool causal, double scale) {
+  verify(q, k, v, biases, edges);
+  const auto held = laid(biases);
   Tensor out = empty(q, v.size(3)), logs = at::empty({q.size(0), q.size(1), q.size(2)}, q.options().dtype(at::kFloat));
   const auto run = q.scalar_type() == at::kFloat ? forward<float> : forward<at::BFloat16>;
-  run(side_by_side(q), side_by_side(k), side_by_side(v), out, logs, strips(biases, edges, causal, q.size(2)), scale);
+  run(side_by_side(q), side_by_side(k), side_by_side(v), out, logs, strips(held, edges, causal, q.size(2)), scale);
   return {out, logs};
 }
 
@@ -332,10 +365,14 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const 
                                                       const Tensor& v, const Tensor& out, const Tensor& logs,
                                                       at::TensorList biases, at::OptionalIntArrayRef edges, bool causal,
                                                       double scale) {
+  verify(q, k, v, biases, edges);
+  TORCH_CHECK(grad.scalar_type() == q.scalar_type() && grad.sizes() == out.sizes() && logs.is_contiguous(),
+              "attention: a gradient ", grad.sizes(), " of an output ", out.sizes());
+  const auto held = laid(biases);
   Tensor of_q = empty(q, q.size(3)), of_k = empty(k, k.size(3)), of_v = empty(v, v.size(3));
   const auto run = q.scalar_type() == at::kFloat ? backward<float> : backward<at::BFloat16>;
   run(side_by_side(grad), side_by_side(q), side_by_side(k), side_by_side(v), side_by_side(out), of_q, of_k, of_v, logs,
-      strips(biases, edges, causal, q.size(2)), scale);
+      strips(held, edges, causal, q.size(2)), scale);
   return {of_q, of_k, of_v};
 }
 

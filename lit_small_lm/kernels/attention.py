@@ -43,7 +43,7 @@ def takes(q: Tensor) -> bool:
 
 
 def kernel_attention(
-    q: Tensor, k: Tensor, v: Tensor, division: Division | None, causal: bool, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, division: Division | None, causal: bool = False, scale: float | None = None
 ) -> Tensor:
     """q (B, H, T, K), k (B, G, T, K), v (B, G, T, V) -> (B, H, T, V), stored as (B, T, H, V).
 

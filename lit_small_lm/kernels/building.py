@@ -1,13 +1,14 @@
 """Compiling the kernels and loading them, where a network is compiled anyway.
 
 They are compiled by the compiler that torch.compile takes, once for a machine: the file lies beside what torch.compile
-keeps, and its name holds what it was made of. It appears there whole, so that neither processes that compile it at once
-nor one that is killed leave another behind. Where it cannot be made, everything is computed as without it;
-LIT_SMALL_LM_KERNELS=off asks for that.
+keeps, and its name holds digests of what it was made of and of what it holds. It appears there whole, whether several
+processes compile it at once or one is killed meanwhile, and is not loaded where it is damaged. Where it cannot be made,
+everything is computed as without it; LIT_SMALL_LM_KERNELS=off asks for that.
 """
 
 import hashlib
 import os
+import shlex
 import subprocess
 import tempfile
 import warnings
@@ -50,31 +51,36 @@ def suited() -> bool:
 
 def _loaded(folder: Path) -> bool:
     try:
-        file = folder / f"lit_small_lm_{_digest()}.so"
-        if not file.is_file():
-            build(file)
-        try:
-            torch.ops.load_library(file)
-        except OSError:  # damaged
-            build(file)
-            torch.ops.load_library(file)
+        torch.ops.load_library(_whole(folder) or build(folder))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(f"compile: the kernels of this package are not used: {_reason(error)}", stacklevel=2)
         return False
     return True
 
 
-def build(file: Path) -> None:
-    """Compile them into a file.
+def _whole(folder: Path) -> Path | None:
+    """The file, if it is there and holds what was written to it: one that was cut short would end the process."""
+    for file in folder.glob(f"{_name()}_*.so"):
+        if file.stem.endswith(_digest(file.read_bytes())):
+            return file
+    return None
+
+
+def build(folder: Path) -> Path:
+    """Compile them into a file of this folder, whose name ends with its own digest.
 
     Raises:
         OSError: no compiler, or no place.
         subprocess.SubprocessError: the compiler failed, or took too long.
     """
-    with tempfile.TemporaryDirectory(dir=file.parent) as made:
-        whole = Path(made) / file.name
-        subprocess.run(_command(whole), check=True, capture_output=True, text=True, timeout=LONGEST)  # noqa: S603
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        whole = Path(made) / "kernels.so"
+        subprocess.run(  # noqa: S603 (a compiler that the user names, our own words)
+            _command(whole), check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=LONGEST
+        )
+        file = folder / f"{_name()}_{_digest(whole.read_bytes())}.so"
         os.replace(whole, file)
+    return file
 
 
 def _command(to: Path) -> list[str]:
@@ -82,17 +88,22 @@ def _command(to: Path) -> list[str]:
     folders = root / "include", root / "include" / "torch" / "csrc" / "api" / "include"
     seen = [part for folder in folders for part in ("-isystem", str(folder))]
     libraries = [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"]
-    return [_compiler(), *FLAGS, *seen, str(SOURCES[0]), "-o", str(to), *libraries]
+    return [*_compiler(), *FLAGS, *seen, str(SOURCES[0]), "-o", str(to), *libraries]
 
 
-def _compiler() -> str:
-    return os.environ.get("CXX") or "g++"
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX") or "g++")
 
 
-def _digest() -> str:
-    """Of all that the file is made of."""
-    parts = [torch.__version__, torch.__file__, _compiler(), *FLAGS, *(source.read_text() for source in SOURCES)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+def _name() -> str:
+    """Of the file, by all that it is made of."""
+    sources = (source.read_text(encoding="utf-8") for source in SOURCES)
+    made_of = [torch.__version__, torch.__file__, *_compiler(), *FLAGS, *sources]
+    return f"lit_small_lm_{_digest(chr(0).join(made_of).encode())}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 namespace lit_small_lm {
 namespace {
@@ -47,6 +48,11 @@ void sum_over_rows(Matrix x, int64_t m, Matrix y, int64_t n, int64_t rows, float
 Tensor product_by_weight(const Tensor& grad_, const Tensor& h_) {
   const Tensor grad = grad_.contiguous(), h = h_.contiguous();
   const int64_t rows = h.size(0), outputs = grad.size(1), inputs = h.size(1);
+  TORCH_CHECK(grad.size(0) == rows && grad.scalar_type() == at::kFloat && h.scalar_type() == at::kFloat,
+              "product_by_weight: ", grad.sizes(), " and ", h.sizes(), "; allowed: as many rows, in float32");
+  if (rows == 0) {
+    return at::zeros({outputs, inputs}, h.options());
+  }
   const Matrix of_grad{grad.const_data_ptr<float>(), outputs}, of_h{h.const_data_ptr<float>(), inputs};
   Tensor found = at::empty({outputs, inputs}, h.options());
   if (outputs <= inputs) {
