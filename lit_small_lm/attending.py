@@ -51,7 +51,7 @@ def attend(
         if whole and ctx.visibility.kind == "causal":
             if q.shape[2] < LONGEST_CAUSAL:
                 return piecewise_attention(q, k, v, None, scale)
-        elif pays_without_sparing(q) or spares(ctx.visibility, window):
+        elif takes(q) or pays_without_sparing(q) or spares(ctx.visibility, window):
             made = ctx.trace.once(("pieces", window), lambda: Division.of(ctx.visibility, window))
             if takes(q):
                 turned = ctx.trace.once(("turned", window), lambda: made.turned())

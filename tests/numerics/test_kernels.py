@@ -237,7 +237,7 @@ def taken(monkeypatch):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "annealed"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_networks_take_them(kind, taken):
     """Inductor's code, which calls them, against the plain twins of the same layer."""
     view = view_of(kind, kind in ("causal", "doubled"), half=200)
