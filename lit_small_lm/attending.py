@@ -18,6 +18,8 @@ from lit_small_lm.pieces import Division, spares
 from lit_small_lm.piecewise import LONGEST_CAUSAL, pays, pays_without_sparing, piecewise_attention
 
 ANY_KERNEL = contextlib.nullcontext()
+WIDEST = 1 << 40
+"""More columns than any row has."""
 
 
 def attend(
@@ -51,7 +53,7 @@ def attend(
         if whole and ctx.visibility.kind == "causal":
             if q.shape[2] < LONGEST_CAUSAL:
                 return piecewise_attention(q, k, v, None, scale)
-        elif takes(q) or pays_without_sparing(q) or spares(ctx.visibility, window):
+        elif has_one_width(q) and (takes(q) or pays_without_sparing(q) or spares(ctx.visibility, window)):
             made = ctx.trace.once(("pieces", window), lambda: Division.of(ctx.visibility, window))
             if takes(q):
                 turned = ctx.trace.once(("turned", window), lambda: made.turned())
@@ -69,6 +71,16 @@ def attend(
         return F.scaled_dot_product_attention(
             q, k, v, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
         )
+
+
+def has_one_width(q: Tensor) -> bool:
+    """Whether queries (B, H, T, K) have a width that is known; where one graph is compiled for many, Inductor (torch
+    2.13) fails at what pieces make of it."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(q.shape[2] < WIDEST)
 
 
 def sweeps(q: Tensor, k: Tensor, ctx: Context) -> bool:

@@ -264,3 +264,23 @@ def test_rows_of_many_widths_share_a_graph(monkeypatch):
             for one, other in zip(losses(half), eager, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
     torch.compiler.reset()
+
+
+def test_a_graph_for_rows_of_many_widths_is_not_cut(monkeypatch):
+    """Inductor fails at the sizes of its pieces; whole causal rows are cut within the operator."""
+    cut, operator = [], attending.piecewise_attention
+
+    def note(*args):
+        cut.append(half)
+        return operator(*args)
+
+    monkeypatch.setattr(attending, "piecewise_attention", note)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda ctx, *parts: attend(*parts, ctx), fullgraph=True, backend="aot_eager")
+    for half in (45, 46, 47):  # of a second width, torch.compile learns that widths vary
+        view = view_of("doubled", True, half=half)
+        parts = parts_of(view)
+        plain = plain_attention(*parts, view.dense())
+        torch.testing.assert_close(compiled(Context(view), *parts), plain, rtol=1e-10, atol=1e-12)
+    assert cut == [45]
+    torch.compiler.reset()
