@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from lit_small_lm.errors import RequestError, shown
+
 SOURCES = tuple(Path(__file__).parent / name for name in ("kernels.cpp", "attention.h", "products.h", "matrix.h"))
 CAPABILITY = "AVX512"
 """The only processors that they were measured on."""
@@ -27,6 +29,7 @@ FLAGS = (
 LONGEST = 300.0
 """Seconds that compiling may take: 11 on one core of 2022."""
 VARIABLE = "LIT_SMALL_LM_KERNELS"
+ANSWERS = ("on", "off")
 
 _found: dict[str, bool] = {}
 """Whether they were loaded, once that was tried."""
@@ -39,9 +42,16 @@ def loaded() -> bool:
 
 def load(folder: Path) -> None:
     """Have them in this process from now on, if they suit it: from a folder, which others must not be able to write to,
-    and where they are compiled if they are not there. Where that fails it is said once, as a warning."""
+    and where they are compiled if they are not there. Where that fails it is said once, as a warning.
+
+    Raises:
+        RequestError: the environment variable is neither of its answers.
+    """
+    answer = os.environ.get(VARIABLE, "on")
+    if answer not in ANSWERS:
+        raise RequestError(f"{VARIABLE}: {shown(answer)}; allowed: {', '.join(ANSWERS)}")
     if not _found:
-        _found["loaded"] = suited() and os.environ.get(VARIABLE) != "off" and _loaded(folder)
+        _found["loaded"] = answer == "on" and suited() and _loaded(folder)
 
 
 def suited() -> bool:

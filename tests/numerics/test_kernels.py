@@ -1,10 +1,14 @@
 """The kernels in C++ against their plain twins, gradients included; how they are compiled, and what happens if not."""
 
+import functools
 import math
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from lit_small_lm import attending, piecewise, products
 from lit_small_lm.attending import attend
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.context import Context, Visibility
+from lit_small_lm.errors import RequestError
 from lit_small_lm.kernels import attention, building
 from lit_small_lm.kernels.attention import kernel_attention
 from lit_small_lm.nn.attention import plain_attention
@@ -21,9 +26,14 @@ from lit_small_lm.pieces import Division
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.training.compiled import cache_folder, compile_network, refuse_foreign_cache
 
-ROWS, HALF = 2, 83
-"""Rows, and columns of a row or of each half: strips of 64 queries, and what is left."""
-KINDS = ("causal", "bidirectional", "annealed", "block", "doubled", "doubled, clean causal")
+cut_rows = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cut_rows.py"))))
+KINDS = cut_rows.KINDS
+ROWS = cut_rows.ROWS
+assert_equal_with_gradients = cut_rows.assert_equal_with_gradients
+HALF = 83
+"""Columns of a row or of each half: a strip of 64 queries, and what is left."""
+view_of = functools.partial(cut_rows.view_of, half=HALF)
+parts_of = functools.partial(cut_rows.parts_of, values=12, width=8, dtype=torch.float32)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 pytestmark = pytest.mark.skipif(
@@ -38,35 +48,8 @@ def kernels():
     assert building.loaded()
 
 
-def view_of(kind, packed, half=HALF, rows=ROWS):
-    """Rows of three documents that begin elsewhere in each row, or of one."""
-    column = torch.arange(half).expand(rows, half)
-    docs = (column + 13 * torch.arange(rows).unsqueeze(1)) // 31 if packed else None
-    if kind.startswith("doubled"):
-        return Visibility.rows(column, docs).doubled(4, "block" if kind == "doubled" else "causal")
-    if kind == "annealed":
-        return Visibility.rows(column, docs).annealed(0.3, 7)
-    return Visibility.rows(column, docs, kind, block_size=4)
-
-
-def parts_of(view, heads=4, groups=2, width=8, values=12, dtype=torch.float32):
-    """Queries, keys and values as a mixer hands them on: views of tensors (B, T, heads, width)."""
-    torch.manual_seed(0)
-    rows, time = view.positions.shape
-    sizes = (heads, width), (groups, width), (groups, values)
-    return [torch.randn(rows, time, *size).to(dtype).transpose(1, 2).requires_grad_() for size in sizes]
-
-
 def division_of(view, window=None):
     return Division.of(view, window).turned()
-
-
-def assert_equal_with_gradients(found, wanted, parts, **tolerance):
-    torch.testing.assert_close(found, wanted, **tolerance)
-    probe = torch.randn_like(wanted)
-    pairs = zip(*(torch.autograd.grad(out, parts, probe) for out in (found, wanted)), strict=True)
-    for one, other in pairs:
-        torch.testing.assert_close(one, other, **tolerance)
 
 
 @pytest.mark.parametrize("window", [None, 20])
@@ -84,7 +67,7 @@ def test_equals_the_plain_twin(kind, packed, window):
 @pytest.mark.parametrize("columns", [1, 5, 16, 63, 64, 65, 200])
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])
 def test_rows_that_are_not_cut(kind, columns):
-    view = view_of(kind, False, columns)
+    view = view_of(kind, False, half=columns)
     parts = parts_of(view, width=17, values=3)
     fast = kernel_attention(*parts, None, kind == "causal")
     assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, **CLOSE)
@@ -92,7 +75,7 @@ def test_rows_that_are_not_cut(kind, columns):
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_heads_share_keys(groups):
-    view = view_of("doubled", True, rows=3)
+    view = view_of("doubled", True)
     parts = parts_of(view, groups=groups)
     fast = kernel_attention(*parts, division_of(view), False)
     assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, **CLOSE)
@@ -140,7 +123,7 @@ def test_large_scores_do_not_overflow():
 
 
 def test_the_same_bits_whatever_the_threads():
-    view = view_of("doubled", True, rows=3)
+    view = view_of("doubled", True)
     parts, threads = parts_of(view), torch.get_num_threads()
     division = division_of(view)
 
@@ -238,6 +221,7 @@ def taken(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@torch._functorch.config.patch(donated_buffer=False)  # `plain` and `fast` are differentiated with their graphs kept
 def test_compiled_networks_take_them(kind, taken):
     """Inductor's code, which calls them, against the plain twins of the same layer."""
     view = view_of(kind, kind in ("causal", "doubled"), half=200)
@@ -342,6 +326,12 @@ def test_a_user_can_do_without(fresh, tmp_path, monkeypatch):
     monkeypatch.setenv(building.VARIABLE, "off")
     building.load(tmp_path)
     assert not building.loaded() and list(tmp_path.iterdir()) == []
+
+
+def test_another_answer_is_refused(fresh, tmp_path, monkeypatch):
+    monkeypatch.setenv(building.VARIABLE, "no")
+    with pytest.raises(RequestError, match="LIT_SMALL_LM_KERNELS: no; allowed: on, off"):
+        building.load(tmp_path)
 
 
 def test_other_processors_do_without():

@@ -1,6 +1,9 @@
 """Attention by pieces against the whole mask, gradients included; which rows are cut, and how."""
 
 import math
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +20,13 @@ from lit_small_lm.pieces import MOST, Division, Grid, spares
 from lit_small_lm.piecewise import piecewise_attention
 from lit_small_lm.shapes import FixedShape
 
-ROWS, HALF = 2, 45
-"""Rows, and columns of a row or of each half: five pieces of eight, the last of them with five columns more."""
-KINDS = ("causal", "bidirectional", "annealed", "block", "doubled", "doubled, clean causal")
+cut_rows = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cut_rows.py"))))
+HALF = cut_rows.HALF
+KINDS = cut_rows.KINDS
+ROWS = cut_rows.ROWS
+assert_equal_with_gradients = cut_rows.assert_equal_with_gradients
+parts_of = cut_rows.parts_of
+view_of = cut_rows.view_of
 DIMS = FixedShape(dim=16, n_layers=1, n_heads=4, n_kv_heads=2, hidden=16).resolve()
 
 
@@ -30,18 +37,6 @@ def short_pieces(monkeypatch):
     piecewise.causal_rows.cache_clear()
     yield
     piecewise.causal_rows.cache_clear()
-
-
-def view_of(kind, packed, size=3, half=HALF):
-    """Rows of three documents that begin elsewhere in each row, or of one."""
-    column = torch.arange(half).expand(ROWS, half)
-    docs = (column >= torch.tensor([[7], [20]])).long() + (column >= 30).long() if packed else None
-    rows = Visibility.rows(column, docs)
-    if kind.startswith("doubled"):
-        return rows.doubled(size, "block" if kind == "doubled" else "causal")
-    if kind == "annealed":
-        return rows.annealed(0.3, 7)
-    return Visibility.rows(column, docs, kind, block_size=size)
 
 
 def shown_all(kind, window, size):
@@ -65,23 +60,6 @@ def test_the_pieces_together_are_the_dense_mask(kind, packed, window, size):
         found[:, q, k] = bias[:, 0] == 0
         assert ((bias == 0) | (bias == -math.inf)).all()
     assert torch.equal(found, view.dense(window=window)[:, 0])
-
-
-def parts_of(view, groups=2, values=4, dtype=torch.float64, width=4):
-    """Queries, keys and values as a mixer hands them on: views of one tensor (B, T, heads, width)."""
-    torch.manual_seed(0)
-    rows, time = view.positions.shape
-    sizes = (4, width), (groups, width), (groups, values)
-    return [torch.randn(rows, time, *size, dtype=dtype).transpose(1, 2).requires_grad_() for size in sizes]
-
-
-def assert_equal_with_gradients(found, wanted, parts, **tolerance):
-    torch.testing.assert_close(found, wanted, **tolerance)
-    probe = torch.randn_like(wanted)
-    grads = (torch.autograd.grad(out, parts, probe, retain_graph=True) for out in (found, wanted))
-    pairs = zip(*grads, strict=True)
-    for one, other in pairs:
-        torch.testing.assert_close(one, other, **tolerance)
 
 
 @pytest.mark.parametrize("window", [None, 6])
