@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._functorch.config
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_small_lm import attending, piecewise, products
@@ -221,7 +222,7 @@ def taken(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@torch._functorch.config.patch(donated_buffer=False)  # `plain` and `fast` are differentiated with their graphs kept
+@torch._functorch.config.patch(donated_buffer=False)  # the comparison keeps both graphs
 def test_compiled_networks_take_them(kind, taken):
     """Inductor's code, which calls them, against the plain twins of the same layer."""
     view = view_of(kind, kind in ("causal", "doubled"), half=200)
