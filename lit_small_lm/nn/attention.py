@@ -91,9 +91,9 @@ class AttentionMixer(nn.Module):
 
         Every key/value head lies behind the queries that read it, so that a contiguous piece holds whole groups.
         """
-        groups = joined.unflatten(-1, (-1, self.queries + 2, self.head_dim)).transpose(1, 2)  # (B, G, T, H/G+2, K)
+        groups = joined.unflatten(-1, (-1, self.queries + 2, self.head_dim))  # (B, T, G, H/G+2, K)
         q, k, v = groups.split_with_sizes((self.queries, 1, 1), dim=3)
-        return q.transpose(2, 3).flatten(1, 2), k.squeeze(3), v.squeeze(3)
+        return q.permute(0, 2, 3, 1, 4).flatten(1, 2), k.squeeze(3).transpose(1, 2), v.squeeze(3).transpose(1, 2)
 
 
 def _norm_of(spec: Attention, heads: int, head_dim: int) -> nn.Module | None:
