@@ -18,7 +18,8 @@ import torch
 
 from lit_small_lm.errors import RequestError, shown
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("kernels.cpp", "attention.h", "products.h", "matrix.h"))
+NAMES = ("kernels.cpp", "attention.h", "head.h", "products.h", "matrix.h")
+SOURCES = tuple(Path(__file__).parent / name for name in NAMES)
 CAPABILITY = "AVX512"
 """The only processors that they were measured on."""
 FLAGS = (

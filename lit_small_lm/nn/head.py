@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import register_flop_formula
 
 from lit_small_lm.context import Context
+from lit_small_lm.kernels import head as kernels
 from lit_small_lm.products import linear
 from lit_small_lm.transforms import transformed
 
@@ -42,7 +43,7 @@ class Score(nn.Module):
         super().__init__()
         self.softcap, self.z_loss = softcap, z_loss
         self.pieces: Pieces = "plain"
-        """Whether what is done with each piece of logits on a GPU is compiled."""
+        """Whether what is done with each piece of logits is compiled on a GPU, and done by the kernel on a CPU."""
 
     def forward(self, h: Tensor, weight: Tensor, targets: Tensor, ctx: Context) -> Tensor:
         wanted, how, summing = targets.flatten(), {"softcap": self.softcap, "impossible": ctx.impossible}, ctx.summing
@@ -182,7 +183,28 @@ def _summed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum, the nats (M,), and the gradients of the sum by h and by weight; computed in `dtype`, so many rows at
     once."""
-    score = _compiled() if pieces == "compiled" and h.is_cuda else _nll_and_gradient
+    if pieces == "compiled" and softcap is None and kernels.takes(h, weight, dtype):
+        given = None if weights is None else weights.to(dtype)
+        found = torch.ops.lit_small_lm.nll_and_gradients(h, weight, targets, given, impossible, rows)
+    else:
+        score = _compiled() if pieces == "compiled" and h.is_cuda else _nll_and_gradient
+        found = _by_pieces(h, weight, targets, weights, softcap, impossible, dtype, rows, score)
+    nll = found[0]
+    return (nll if weights is None else nll * weights).sum(), *found
+
+
+def _by_pieces(
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    softcap: float | None,
+    impossible: Sequence[int],
+    dtype: torch.dtype,
+    rows: int,
+    score: Callable[..., tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The nats (M,), and the gradients of their weighted sum by h and by weight; each piece scored by `score`."""
     nats, h_grads, total = [], [], None
     with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
         head = weight.to(dtype)
@@ -192,8 +214,7 @@ def _summed(
             nats.append(nll)
             h_grads.append(linear(grad, head.t()).to(h.dtype))  # (m, D)
             total = _accumulated(total, grad.t(), given, weight.dtype)  # (V, D)
-    nll = torch.cat(nats)
-    return (nll if weights is None else nll * weights).sum(), nll, torch.cat(h_grads), total
+    return torch.cat(nats), torch.cat(h_grads), total
 
 
 @_summed.register_fake
@@ -206,9 +227,12 @@ def _(h, weight, targets, weights, softcap, impossible, dtype, rows, pieces):
 def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[2:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros of the head's size, for outputs that have no gradient
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("summed_nll: a gradient that is to be differentiated again was asked for; token_nll has one")
     scaled = torch.mul if _needed_again(grad) else Tensor.mul_

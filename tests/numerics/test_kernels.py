@@ -25,7 +25,7 @@ from lit_small_lm.kernels.attention import kernel_attention
 from lit_small_lm.nn.attention import plain_attention
 from lit_small_lm.pieces import Division
 from lit_small_lm.shapes import FixedShape
-from lit_small_lm.training.compiled import cache_folder, compile_network, refuse_foreign_cache
+from lit_small_lm.training.compiled import cache_folder, compile_network
 
 cut_rows = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("cut_rows.py"))))
 KINDS = cut_rows.KINDS
@@ -37,16 +37,7 @@ view_of = functools.partial(cut_rows.view_of, half=HALF)
 parts_of = functools.partial(cut_rows.parts_of, values=12, width=8, dtype=torch.float32)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
-pytestmark = pytest.mark.skipif(
-    not building.suited() or not shutil.which("g++"), reason="needs a processor with AVX-512, oneDNN and g++"
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def kernels():
-    refuse_foreign_cache()
-    building.load(cache_folder())
-    assert building.loaded()
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def division_of(view, window=None):

@@ -1,0 +1,209 @@
+// The head's loss and both its gradients, with the logits of some hundred positions in memory at once.
+//
+// Logits are held turned, ids by positions: the head's weights are read as they lie, and sums over ids run down
+// columns. Ids are taken by blocks that stay in the processor's cache. The first sweep leaves of each block the shares
+// that its ids have in their sum alone; once the sums of all blocks are known, the second one makes shares gradients,
+// and multiplies these with weights and hidden states before they leave the cache.
+// `nn.head.summed_nll` in plain pieces is the plain twin.
+
+#pragma once
+
+#include "matrix.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <limits>
+#include <optional>
+#include <tuple>
+
+namespace lit_small_lm {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t IDS = 128;  // of a block; half and twice as many take as long
+
+// What is asked of M positions, and where the answers go.
+struct Question {
+  Matrix h, weight;        // (M, D), (V, D)
+  const int64_t* targets;  // (M,)
+  const float* weights;    // (M,); none: all are one
+  at::IntArrayRef impossible;
+  int64_t width, ids;               // D, V
+  float *nats, *of_h, *of_weight;   // (M,), (M, D), (V, D)
+
+  int64_t blocks() const { return (ids + IDS - 1) / IDS; }
+};
+
+// Scores of a block of ids (count, t) become shares of their sum that are yet to be divided by it; the largest score
+// and the sum for each position.
+C10_NOINLINE void take_shares(float* scores, int64_t count, int64_t t, float* most, float* sum) {
+  for (int64_t column = 0; column < t; column += WIDTH) {
+    Vector largest(std::numeric_limits<float>::lowest()), total(0);
+    for (int64_t at = column; at < count * t; at += t) {
+      largest = at::vec::maximum(largest, Vector::loadu(scores + at));
+    }
+    for (int64_t at = column; at < count * t; at += t) {
+      const Vector taken = (Vector::loadu(scores + at) - largest).exp_u20();
+      taken.store(scores + at);
+      total = total + taken;
+    }
+    largest.store(most + column);
+    total.store(sum + column);
+  }
+}
+
+// Works on `count` positions from `first` on, and then on others.
+class Loss {
+ public:
+  Loss(const Question& asked, int64_t rows)
+      : asked_(asked), h_turned_(asked.width, padded(rows)), scores_(asked.ids, padded(rows)),
+        most_(asked.blocks(), padded(rows)), factors_(asked.blocks(), padded(rows)), wanted_(1, padded(rows)),
+        weights_(1, padded(rows)), by_h_((at::get_num_threads() - 1) * rows, asked.width) {}
+
+  void piece(int64_t first, int64_t count) {
+    first_ = first, count_ = count, t_ = padded(count);
+    h_turned_.clear(), wanted_.clear(), weights_.clear();
+    turn(h(), count, asked_.width, h_turned_.data(), t_);
+    for (int64_t column = 0; column < count; column++) {
+      weights_.data()[column] = asked_.weights ? asked_.weights[first + column] : 1;
+    }
+    at::parallel_for(0, asked_.blocks(), 1, [&](int64_t from, int64_t to) {
+      for (int64_t block = from; block < to; block++) {
+        score(block);
+      }
+      multiplied();
+    });
+    normalise();
+    differentiate();
+  }
+
+ private:
+  Question asked_;
+  Place h_turned_, scores_, most_, factors_, wanted_, weights_, by_h_;
+  int64_t first_ = 0, count_ = 0, t_ = 0;
+
+  Matrix h() const { return asked_.h.from(first_); }
+  int64_t ids_of(int64_t block) const { return std::min(IDS, asked_.ids - block * IDS); }
+  float* scores_of(int64_t block) { return scores_.data() + block * IDS * t_; }
+
+  // Call f(score, column) for each position whose target is in this block.
+  template <typename F>
+  void each_target(int64_t block, F f) {
+    for (int64_t column = 0; column < count_; column++) {
+      const int64_t row = asked_.targets[first_ + column] - block * IDS;
+      if (row >= 0 && row < ids_of(block)) {
+        f(scores_of(block)[row * t_ + column], column);
+      }
+    }
+  }
+
+  void score(int64_t block) {
+    const Matrix queries{h_turned_.data(), t_};
+    multiply(ids_of(block), t_, asked_.width, asked_.weight.from(block * IDS), queries, scores_of(block), t_, false);
+    for (const int64_t id : asked_.impossible) {
+      if (id / IDS == block) {
+        std::fill_n(scores_.data() + id * t_, t_, -std::numeric_limits<float>::infinity());
+      }
+    }
+    each_target(block, [&](float score, int64_t column) { wanted_.data()[column] = score; });
+    take_shares(scores_of(block), ids_of(block), t_, most_.data() + block * t_, factors_.data() + block * t_);
+  }
+
+  // The nats of each position, and what the shares of each block have to be multiplied with.
+  void normalise() {
+    const int64_t end = asked_.blocks() * t_;
+    for (int64_t column = 0; column < t_; column += WIDTH) {
+      Vector largest = Vector::loadu(most_.data() + column), total(0);
+      for (int64_t at = column; at < end; at += t_) {
+        largest = at::vec::maximum(largest, Vector::loadu(most_.data() + at));
+      }
+      for (int64_t at = column; at < end; at += t_) {
+        const Vector part = (Vector::loadu(most_.data() + at) - largest).exp();
+        part.store(most_.data() + at);
+        total = total + part * Vector::loadu(factors_.data() + at);
+      }
+      const Vector factor = Vector::loadu(weights_.data() + column) / total;
+      for (int64_t at = column; at < end; at += t_) {
+        (Vector::loadu(most_.data() + at) * factor).store(factors_.data() + at);
+      }
+      (total.log() + largest - Vector::loadu(wanted_.data() + column)).store(wanted_.data() + column);
+    }
+    std::copy_n(wanted_.data(), count_, asked_.nats + first_);
+  }
+
+  // Every thread adds up its own blocks' part of the gradient by h; the first one where it belongs.
+  void differentiate() {
+    const int64_t parts = at::get_num_threads(), size = count_ * asked_.width, blocks = asked_.blocks();
+    float* of_h = asked_.of_h + first_ * asked_.width;
+    std::fill_n(of_h, size, 0);
+    by_h_.clear();
+    at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
+      Place scores_turned(count_, IDS);
+      for (int64_t part = from; part < to; part++) {
+        float* by_h = part ? by_h_.data() + (part - 1) * size : of_h;
+        for (int64_t block = part * blocks / parts; block < (part + 1) * blocks / parts; block++) {
+          derive(block, scores_turned, by_h);
+        }
+      }
+      multiplied();
+    });
+    for (int64_t part = 1; part < parts; part++) {
+      at::vec::map2([](Vector x, Vector y) { return x + y; }, of_h, of_h, by_h_.data() + (part - 1) * size, size);
+    }
+  }
+
+  void derive(int64_t block, Place& scores_turned, float* by_h) {
+    const int64_t ids = ids_of(block), width = asked_.width, from = block * IDS;
+    float* found = scores_of(block);
+    for (int64_t row = 0; row < ids; row++) {
+      at::vec::map2([](Vector x, Vector y) { return x * y; }, found + row * t_, found + row * t_,
+                    factors_.data() + block * t_, t_);
+    }
+    each_target(block, [&](float& score, int64_t column) { score -= weights_.data()[column]; });
+    turn({found, t_}, ids, count_, scores_turned.data(), IDS);
+    multiply(ids, width, count_, {found, t_}, h(), asked_.of_weight + from * width, width, first_ > 0);
+    multiply(count_, width, ids, {scores_turned.data(), IDS}, asked_.weight.from(from), by_h, width, true);
+  }
+};
+
+// h (M, D), weight (V, D), targets (M,), weights (M,) -> the nats (M,), and the gradients of their weighted sum by h
+// and by weight; so many rows of h at once.
+std::tuple<Tensor, Tensor, Tensor> nll_and_gradients(const Tensor& h_, const Tensor& weight_, const Tensor& targets_,
+                                                     const std::optional<Tensor>& weights_, at::IntArrayRef impossible,
+                                                     int64_t rows) {
+  const Tensor h = h_.contiguous(), weight = weight_.contiguous(), targets = targets_.contiguous();
+  const Tensor weights = weights_ ? weights_->contiguous() : Tensor();
+  const int64_t count = h.size(0), width = h.size(1), ids = weight.size(0);
+  for (const Tensor& x : {h, weight, weights}) {
+    TORCH_CHECK(!x.defined() || x.scalar_type() == at::kFloat, "nll_and_gradients: ", x.scalar_type(),
+                "; allowed: float32");
+  }
+  TORCH_CHECK(weight.size(1) == width && targets.numel() == count && (!weights_ || weights.numel() == count),
+              "nll_and_gradients: ", h.sizes(), ", ", weight.sizes(), " and ", targets.sizes());
+  TORCH_CHECK(rows > 0, "nll_and_gradients: ", rows, " rows at once; at least 1");
+  const int64_t* target = targets.const_data_ptr<int64_t>();
+  for (int64_t row = 0; row < count; row++) {
+    TORCH_CHECK(target[row] >= 0 && target[row] < ids, "nll_and_gradients: target ", target[row], " of ", ids, " ids");
+  }
+  for (const int64_t id : impossible) {
+    TORCH_CHECK(id >= 0 && id < ids, "nll_and_gradients: impossible id ", id, " of ", ids);
+  }
+  Tensor nats = at::empty({count}, h.options()), of_h = at::empty({count, width}, h.options());
+  if (count == 0) {
+    return {nats, of_h, at::zeros_like(weight)};
+  }
+  Tensor of_weight = at::empty({ids, width}, weight.options());
+  const Question asked{{h.const_data_ptr<float>(), width}, {weight.const_data_ptr<float>(), width}, target,
+                       weights_ ? weights.const_data_ptr<float>() : nullptr, impossible, width, ids,
+                       nats.data_ptr<float>(), of_h.data_ptr<float>(), of_weight.data_ptr<float>()};
+  Loss loss(asked, std::min(rows, count));
+  for (int64_t first = 0; first < count; first += rows) {
+    loss.piece(first, std::min(rows, count - first));
+  }
+  return {nats, of_h, of_weight};
+}
+
+}  // namespace
+}  // namespace lit_small_lm
