@@ -47,17 +47,14 @@ def attend(
     whole = by_parts and window is None and ctx.visibility.whole
     if by_parts and not whole and has_kernel(q, v):
         return tiled_attention(q, k, v, ctx.block_mask(window), scale)
-    if whole and takes(q):
-        return kernel_attention(q, k, v, None, ctx.visibility.kind == "causal", scale)
+    if by_parts and takes(q):
+        return kernel_attention(q, k, v, ctx.seen(window), ctx.visibility.kind == "causal", scale)
     if by_parts and pays(q):
         if whole and ctx.visibility.kind == "causal":
             if q.shape[2] < LONGEST_CAUSAL:
                 return piecewise_attention(q, k, v, None, scale)
-        elif has_one_width(q) and (takes(q) or pays_without_sparing(q) or spares(ctx.visibility, window)):
+        elif has_one_width(q) and (pays_without_sparing(q) or spares(ctx.visibility, window)):
             made = ctx.trace.once(("pieces", window), lambda: Division.of(ctx.visibility, window))
-            if takes(q):
-                turned = ctx.trace.once(("turned", window), lambda: made.turned())
-                return kernel_attention(q, k, v, turned, scale=scale)
             return piecewise_attention(q, k, v, made, scale)
     mask, causal = ctx.mask(window), False
     if mask is None and q.shape[2] == 1 and sweeps(q, k, ctx) and not dropout:

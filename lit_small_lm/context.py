@@ -251,6 +251,13 @@ class Context:
             return None
         return self.trace.once(("mask", window), lambda: self.visibility.dense(keys, window))
 
+    def seen(self, window: int | None = None) -> Tensor | None:
+        """What `Visibility.turned` says of whole rows, made once for all layers; None where the kind of visibility
+        says it all."""
+        if window is None and self.visibility.whole:
+            return None
+        return self.trace.once(("seen", window), lambda: self.visibility.turned(window))
+
     def _square(self) -> bool:
         """Whether there is a query for each key, or one for all."""
         if self.cache is None:

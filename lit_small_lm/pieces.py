@@ -95,10 +95,6 @@ class Division(NamedTuple):
             biases.append(torch.where(seen, 0.0, -math.inf))
         return cls(chosen, biases)
 
-    def turned(self) -> "Division":
-        """The same with biases (B, 1, S, T)."""
-        return Division(self.pieces, [bias.mT.contiguous() for bias in self.biases])
-
 
 def spares(view: Visibility, window: int | None = None) -> bool:
     """Whether there are pairs in whole rows that no piece holds."""

@@ -195,6 +195,12 @@ class Visibility:
         keys = keys or self.place
         return self.visible(self.place.unsqueeze(-1), keys.unsqueeze(-2), window).unsqueeze(1)
 
+    def turned(self, window: int | None = None) -> Tensor:
+        """The mask of whole rows the other way round, (B, 1, S, T): whether a key (S) is seen by a query (T). B is 1
+        where one row stands for all."""
+        view = self if self.layout is None else Visibility.laid_out(self.layout, self.positions.device)
+        return self.visible(view.place.unsqueeze(-2), view.place.unsqueeze(-1), window).unsqueeze(1)
+
     def neighbour(self, j: int) -> tuple[Tensor, Tensor]:
         """The j-th left neighbour of every position: its index in the row (B, T), and whether there is one (B, T).
 

@@ -15,6 +15,7 @@
 #include <ATen/ops/empty.h>
 
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -24,7 +25,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t QUERIES = 64;  // of a strip; with 32 and with 128 it takes 3 and 20 % longer
-constexpr int64_t EDGES = 6;     // of a piece
+constexpr int64_t KEYS = 64;     // of a block
 constexpr float NONE = -std::numeric_limits<float>::infinity();
 
 struct Run {
@@ -33,61 +34,109 @@ struct Run {
   int64_t length() const { return last - first; }
 };
 
-// Queries, and runs of keys that hold all that they may see; the second may be empty.
+// Keys of a block that some queries of a strip see and others do not, and the row where they have their scores.
+struct Mixed {
+  Run keys;
+  int64_t row;
+};
+
+// Queries, and the keys that any of them sees: by whole blocks, so that products have few different sizes, for each of
+// which oneDNN makes code.
 struct Strip {
   Run queries;
-  Run keys[2];
-  const Tensor* bias;  // (B, 1, s, t), 0 or -inf: which of these keys are seen; none: all, unless the row is causal
-  int64_t column;      // of the bias, where its queries begin
+  std::vector<Run> keys;
+  std::vector<Mixed> mixed;
+  Rows<const bool> seen;  // (S, T): whether a key is seen by a query; none: all are, unless the row is causal
   bool causal;
 
   int64_t count() const { return queries.length(); }
-  int64_t seen() const { return keys[0].length() + keys[1].length(); }
+
+  int64_t size() const {
+    int64_t total = 0;
+    for (const Run& run : keys) {
+      total += run.length();
+    }
+    return total;
+  }
 
   // Call f(keys, row) for each run of keys, which have their scores from this row on.
   template <typename F>
   void each(F f) const {
     int64_t row = 0;
     for (const Run& run : keys) {
-      if (run.length()) {
-        f(run, row);
-        row += run.length();
+      f(run, row);
+      row += run.length();
+    }
+  }
+
+  // Look at the mask of a block of keys, and take it if any of them is seen.
+  void look(Run block) {
+    bool any = false, all = true;
+    for (int64_t key = block.first; key < block.last; key++) {
+      const bool* row = seen.at(key, queries.first);
+      for (int64_t query = 0; query < count(); query++) {
+        any |= row[query], all &= row[query];
       }
+    }
+    if (!any) {
+      return;
+    }
+    if (!all) {
+      mixed.push_back({block, size()});
+    }
+    if (!keys.empty() && keys.back().last == block.first) {
+      keys.back().last = block.last;
+    } else {
+      keys.push_back(block);
     }
   }
 };
 
-// The strips of rows that are cut into pieces; `edges` says where the queries and both runs of keys of each begin and
-// end. Without them a row is one piece.
-std::vector<Strip> strips(at::TensorList biases, at::OptionalIntArrayRef edges, bool causal, int64_t columns) {
+// The strips of a row with so many columns.
+std::vector<Strip> strips_of(Rows<const bool> seen, int64_t columns, bool causal) {
   std::vector<Strip> found;
-  const auto cut = [&](Run queries, auto strip_of) {
-    for (int64_t first = queries.first; first < queries.last; first += QUERIES) {
-      found.push_back(strip_of(Run{first, std::min(first + QUERIES, queries.last)}));
+  for (int64_t first = 0; first < columns; first += QUERIES) {
+    const Run queries{first, std::min(first + QUERIES, columns)};
+    const int64_t end = causal ? queries.last : columns;
+    Strip strip{queries, {}, {}, seen, causal};
+    if (!seen.data) {
+      strip.keys.push_back({0, end});
     }
-  };
-  if (!edges) {
-    cut({0, columns}, [&](Run part) {
-      return Strip{part, {{0, causal ? part.last : columns}, {0, 0}}, nullptr, 0, causal};
-    });
-    return found;
-  }
-  for (size_t at = 0; at < edges->size(); at += EDGES) {
-    const auto run = [&](size_t edge) { return Run{(*edges)[at + edge], (*edges)[at + edge + 1]}; };
-    cut(run(0), [&](Run part) {
-      return Strip{part, {run(2), run(4)}, &biases[at / EDGES], part.first - run(0).first, false};
-    });
+    for (int64_t key = 0; seen.data && key < end; key += KEYS) {
+      strip.look({key, std::min(key + KEYS, end)});
+    }
+    found.push_back(std::move(strip));
   }
   return found;
 }
 
-int64_t most_seen(const std::vector<Strip>& strips) {
-  int64_t most = 0;
-  for (const Strip& strip : strips) {
-    most = std::max(most, strip.seen());
+// The strips of all rows; where one row stands for all, of that.
+class Strips {
+ public:
+  Strips(const std::optional<Tensor>& seen, int64_t columns, bool causal) {
+    const int64_t rows = seen ? seen->size(0) : 1;
+    for (int64_t b = 0; b < rows; b++) {
+      const Rows<const bool> mask{seen ? seen->const_data_ptr<bool>() + b * columns * columns : nullptr, columns};
+      rows_.push_back(strips_of(mask, columns, causal));
+    }
   }
-  return most;
-}
+
+  const std::vector<Strip>& of(int64_t b) const { return rows_[rows_.size() > 1 ? b : 0]; }
+
+  // The largest number of keys.
+  int64_t most() const {
+    int64_t found = 0;
+    for (const auto& row : rows_) {
+      for (const Strip& strip : row) {
+        found = std::max(found, strip.size());
+      }
+    }
+    return found;
+  }
+
+ private:
+  std::vector<std::vector<Strip>> rows_;
+};
 
 // Heads of a tensor (B, H, T, K), whose channels lie side by side.
 template <typename T>
@@ -119,23 +168,27 @@ Matrix turned(Matrix x, int64_t count, int64_t width, Place& place, float scale 
   return {place.data(), t};
 }
 
+// -inf instead of the scores of what is not seen.
+inline void hide(float* scores, const bool* seen, int64_t count) {
+  for (int64_t query = 0; query < count; query++) {
+    scores[query] = seen[query] ? scores[query] : NONE;
+  }
+}
+
 // Scores (s, t) of keys k (T, K) and scaled queries (K, t); -inf where a key is not seen.
-void score(const Strip& strip, int64_t b, Matrix k, Matrix queries, int64_t width, float* scores) {
+void score(const Strip& strip, Matrix k, Matrix queries, int64_t width, float* scores) {
   const int64_t t = queries.step;
   strip.each([&](Run keys, int64_t row) {
     multiply(keys.length(), t, width, k.from(keys.first), queries, scores + row * t, t, false);
   });
-  if (strip.causal) {
+  if (strip.causal && !strip.seen.data) {
     for (int64_t key = 1; key < strip.count(); key++) {
       std::fill_n(scores + (strip.queries.first + key) * t, key, NONE);
     }
   }
-  if (strip.bias) {
-    const int64_t row = strip.bias->size(0) > 1 ? b * strip.bias->stride(0) : 0;
-    const Matrix bias{strip.bias->const_data_ptr<float>() + row + strip.column, strip.bias->stride(2)};
-    for (int64_t key = 0; key < strip.seen(); key++) {
-      at::vec::map2([](Vector x, Vector y) { return x + y; }, scores + key * t, scores + key * t, bias.at(key),
-                    strip.count());
+  for (const Mixed& part : strip.mixed) {
+    for (int64_t key = 0; key < part.keys.length(); key++) {
+      hide(scores + (part.row + key) * t, strip.seen.at(part.keys.first + key, strip.queries.first), strip.count());
     }
   }
 }
@@ -163,11 +216,11 @@ template <typename T>
 struct Forward {
   Heads<T> q, k, v, out;
   float* logs;
-  const std::vector<Strip>& strips;
+  const Strips& strips;
   float scale;
   int64_t step = padded(k.columns) + WIDTH;  // not a power of two, of which few fit into a cache
   Place keys{k.columns, k.width}, values{v.columns, v.width}, values_turned{v.width, step}, near{QUERIES, q.width},
-      near_turned{q.width, QUERIES}, scores{most_seen(strips), QUERIES}, inverse{1, QUERIES}, log{1, QUERIES},
+      near_turned{q.width, QUERIES}, scores{strips.most(), QUERIES}, inverse{1, QUERIES}, log{1, QUERIES},
       found{QUERIES, v.width}, found_turned{v.width, QUERIES};
 
   // A key/value head, and all heads of queries that read it.
@@ -177,7 +230,7 @@ struct Forward {
     turn(v.read(b, g, all, values), v.columns, v.width, values_turned.data(), step);
     const int64_t repeat = q.count / k.count;
     for (int64_t h = g * repeat; h < (g + 1) * repeat; h++) {
-      for (const Strip& strip : strips) {
+      for (const Strip& strip : strips.of(b)) {
         answer(strip, b, h, key);
       }
     }
@@ -187,8 +240,8 @@ struct Forward {
     const int64_t count = strip.count(), first = strip.queries.first;
     const Matrix query = turned(q.read(b, h, strip.queries, near), count, q.width, near_turned, scale);
     const int64_t t = query.step;
-    score(strip, b, key, query, q.width, scores.data());
-    share(scores.data(), strip.seen(), t, inverse.data(), log.data());
+    score(strip, key, query, q.width, scores.data());
+    share(scores.data(), strip.size(), t, inverse.data(), log.data());
     strip.each([&](Run seen, int64_t row) {
       const Matrix taken{scores.data() + row * t, t}, value{values_turned.data() + seen.first, step};
       multiply(v.width, t, seen.length(), value, taken, found_turned.data(), t, row > 0);
@@ -221,12 +274,12 @@ template <typename T>
 struct Backward {
   Heads<T> grad, q, k, v, out, of_q, of_k, of_v;
   const float* logs;
-  const std::vector<Strip>& strips;
+  const Strips& strips;
   float scale;
   int64_t step = padded(k.columns) + WIDTH;
   Place keys{k.columns, k.width}, values{v.columns, v.width}, keys_turned{k.width, step}, near{QUERIES, q.width},
       near_turned{q.width, QUERIES}, upon{QUERIES, v.width}, upon_turned{v.width, QUERIES}, found{QUERIES, v.width},
-      shares{most_seen(strips), QUERIES}, slopes{most_seen(strips), QUERIES}, log{1, QUERIES}, mean{1, QUERIES},
+      shares{strips.most(), QUERIES}, slopes{strips.most(), QUERIES}, log{1, QUERIES}, mean{1, QUERIES},
       by_near{QUERIES, q.width}, by_near_turned{q.width, QUERIES}, by_keys{k.columns, k.width},
       by_values{v.columns, v.width};
 
@@ -237,7 +290,7 @@ struct Backward {
     by_keys.clear(), by_values.clear();
     const int64_t repeat = q.count / k.count;
     for (int64_t h = g * repeat; h < (g + 1) * repeat; h++) {
-      for (const Strip& strip : strips) {
+      for (const Strip& strip : strips.of(b)) {
         derive(strip, b, h, key, value);
       }
     }
@@ -251,12 +304,12 @@ struct Backward {
     const Matrix query_turned = turned(query, count, q.width, near_turned, scale);
     const Matrix slope_turned = turned(slope, count, v.width, upon_turned);
     const int64_t t = query_turned.step;
-    score(strip, b, key, query_turned, q.width, shares.data());
+    score(strip, key, query_turned, q.width, shares.data());
     strip.each([&](Run seen, int64_t row) {
       multiply(seen.length(), t, v.width, value.from(seen.first), slope_turned, slopes.data() + row * t, t, false);
     });
     prepare(logs + (b * q.count + h) * q.columns + first, slope, out.read(b, h, strip.queries, found), count);
-    differentiate(shares.data(), slopes.data(), strip.seen(), t, scale, log.data(), mean.data());
+    differentiate(shares.data(), slopes.data(), strip.size(), t, scale, log.data(), mean.data());
     strip.each([&](Run seen, int64_t row) {
       const Matrix taken{shares.data() + row * t, t}, of_score{slopes.data() + row * t, t};
       const int64_t s = seen.length(), from = seen.first;
@@ -296,21 +349,12 @@ void over_groups(int64_t rows, int64_t groups, const Parts&... parts) {
   });
 }
 
-// Biases as `score` reads them; what lays them out for a compiled network does not always keep to how they were made.
-std::vector<Tensor> laid(at::TensorList biases) {
-  std::vector<Tensor> found;
-  for (const Tensor& bias : biases) {
-    found.push_back(bias.contiguous());
-  }
-  return found;
-}
-
 Tensor side_by_side(const Tensor& x) {
   return x.stride(3) == 1 ? x : x.contiguous();
 }
 
 // Refuse what would be read past its end, or as another type.
-void verify(const Tensor& q, const Tensor& k, const Tensor& v, at::TensorList biases, at::OptionalIntArrayRef edges) {
+void verify(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& seen) {
   const auto type = q.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "attention: ", type, "; allowed: float32, bfloat16");
   TORCH_CHECK(k.scalar_type() == type && v.scalar_type() == type, "attention: queries, keys and values differ in type");
@@ -320,15 +364,14 @@ void verify(const Tensor& q, const Tensor& k, const Tensor& v, at::TensorList bi
   }
   TORCH_CHECK(k.size(3) == q.size(3) && q.size(1) % k.size(1) == 0, "attention: keys ", k.sizes(), " beside queries ",
               q.sizes());
-  TORCH_CHECK(edges ? edges->size() == EDGES * biases.size() : biases.empty(), "attention: a bias for each piece");
-  for (size_t piece = 0; piece < biases.size(); piece++) {
-    const Tensor& bias = biases[piece];
-    const auto at = edges->slice(piece * EDGES, EDGES);
-    TORCH_CHECK(*std::max_element(at.begin(), at.end()) <= q.size(2), "attention: ", at, " beside queries ", q.sizes());
-    TORCH_CHECK(bias.scalar_type() == at::kFloat && (bias.size(0) == 1 || bias.size(0) == q.size(0)) &&
-                    bias.size(1) == 1 && bias.size(2) == at[3] - at[2] + at[5] - at[4] && bias.size(3) == at[1] - at[0],
-                "attention: a bias ", bias.sizes(), " for the piece ", at);
-  }
+  TORCH_CHECK(!seen || (seen->scalar_type() == at::kBool && (seen->size(0) == 1 || seen->size(0) == q.size(0)) &&
+                        seen->numel() == seen->size(0) * q.size(2) * q.size(2)),
+              "attention: a mask ", seen ? seen->sizes() : q.sizes(), " beside queries ", q.sizes());
+}
+
+// A mask as it is read; what lays it out for a compiled network does not always keep to how it was made.
+std::optional<Tensor> laid(const std::optional<Tensor>& seen) {
+  return seen ? std::optional<Tensor>(seen->contiguous()) : seen;
 }
 
 // (B, H, T, width), stored as (B, T, H, width): what heads are joined from without a copy.
@@ -338,41 +381,40 @@ Tensor empty(const Tensor& like, int64_t width) {
 
 template <typename T>
 void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& logs,
-             const std::vector<Strip>& strips, float scale) {
+             const Strips& strips, float scale) {
   over_groups<Forward<T>>(k.size(0), k.size(1), Heads<T>(q), Heads<T>(k), Heads<T>(v), Heads<T>(out),
                           logs.data_ptr<float>(), strips, scale);
 }
 
-std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, at::TensorList biases,
-                                     at::OptionalIntArrayRef edges, bool causal, double scale) {
-  verify(q, k, v, biases, edges);
-  const auto held = laid(biases);
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                     const std::optional<Tensor>& seen, bool causal, double scale) {
+  verify(q, k, v, seen);
+  const auto held = laid(seen);
   Tensor out = empty(q, v.size(3)), logs = at::empty({q.size(0), q.size(1), q.size(2)}, q.options().dtype(at::kFloat));
   const auto run = q.scalar_type() == at::kFloat ? forward<float> : forward<at::BFloat16>;
-  run(side_by_side(q), side_by_side(k), side_by_side(v), out, logs, strips(held, edges, causal, q.size(2)), scale);
+  run(side_by_side(q), side_by_side(k), side_by_side(v), out, logs, Strips(held, q.size(2), causal), scale);
   return {out, logs};
 }
 
 template <typename T>
 void backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
               const Tensor& of_q, const Tensor& of_k, const Tensor& of_v, const Tensor& logs,
-              const std::vector<Strip>& strips, float scale) {
+              const Strips& strips, float scale) {
   over_groups<Backward<T>>(k.size(0), k.size(1), Heads<T>(grad), Heads<T>(q), Heads<T>(k), Heads<T>(v), Heads<T>(out),
                            Heads<T>(of_q), Heads<T>(of_k), Heads<T>(of_v), logs.const_data_ptr<float>(), strips, scale);
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
                                                       const Tensor& v, const Tensor& out, const Tensor& logs,
-                                                      at::TensorList biases, at::OptionalIntArrayRef edges, bool causal,
-                                                      double scale) {
-  verify(q, k, v, biases, edges);
+                                                      const std::optional<Tensor>& seen, bool causal, double scale) {
+  verify(q, k, v, seen);
   TORCH_CHECK(grad.scalar_type() == q.scalar_type() && grad.sizes() == out.sizes() && logs.is_contiguous(),
               "attention: a gradient ", grad.sizes(), " of an output ", out.sizes());
-  const auto held = laid(biases);
+  const auto held = laid(seen);
   Tensor of_q = empty(q, q.size(3)), of_k = empty(k, k.size(3)), of_v = empty(v, v.size(3));
   const auto run = q.scalar_type() == at::kFloat ? backward<float> : backward<at::BFloat16>;
   run(side_by_side(grad), side_by_side(q), side_by_side(k), side_by_side(v), side_by_side(out), of_q, of_k, of_v, logs,
-      strips(held, edges, causal, q.size(2)), scale);
+      Strips(held, q.size(2), causal), scale);
   return {of_q, of_k, of_v};
 }
 

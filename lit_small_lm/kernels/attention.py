@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lit_small_lm.kernels.building import loaded
-from lit_small_lm.pieces import Division
-from lit_small_lm.piecewise import TILES, dtype_of, edges_of, empty_like, pairs_of
+from lit_small_lm.piecewise import TILES, dtype_of, empty_like
+from lit_small_lm.transforms import transformed
 
 DTYPES = (torch.float32, torch.bfloat16)
-ARGUMENTS = "Tensor[] biases, int[]? edges, bool causal, float scale"
+ARGUMENTS = "Tensor? seen, bool causal, float scale"
 INPUTS = "Tensor q, Tensor k, Tensor v"
 QUERIES = 64
 """Of a strip, as in `attention.h`."""
@@ -36,67 +36,69 @@ torch.library.define(
 
 def takes(q: Tensor) -> bool:
     """Whether the kernel is there for these queries, and to be taken."""
-    if not loaded() or not torch.compiler.is_compiling() or q.device.type != "cpu":
+    if not loaded() or not torch.compiler.is_compiling() or q.device.type != "cpu" or transformed():
         return False
     dtype = dtype_of(q)
     return dtype in DTYPES and not (TILES and dtype == torch.bfloat16)
 
 
 def kernel_attention(
-    q: Tensor, k: Tensor, v: Tensor, division: Division | None, causal: bool = False, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool = False, scale: float | None = None
 ) -> Tensor:
     """q (B, H, T, K), k (B, G, T, K), v (B, G, T, V) -> (B, H, T, V), stored as (B, T, H, V).
 
-    Without a division every row is one document, which is read causally, or of which everything is seen. The biases of
-    a division are `turned`. Under autocast the inputs are rounded to its dtype, and the output is of it.
+    Args:
+        seen: (B, 1, T, T), or one row for all: whether a key (first) is seen by a query, as `Visibility.turned` says;
+            None: all that `causal` allows. Blocks of keys that none of 64 queries sees cost nothing.
+        causal: a promise that no query sees what is behind it.
+        scale: factor on the scores before the softmax; None: 1 / sqrt(K).
+
+    Under autocast the inputs are rounded to its dtype, and the output is of it.
     """
     v = v.contiguous()  # often a part of one product with queries and keys, which would be kept whole
     q, k, v = (part.to(dtype_of(part)) for part in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    biases, edges = ([], None) if division is None else (division.biases, edges_of(division.pieces))
-    return torch.ops.lit_small_lm.attention(q, k, v, biases, edges, causal, scale)[0]
+    return torch.ops.lit_small_lm.attention(q, k, v, seen, causal, scale)[0]
 
 
 @torch.library.register_fake("lit_small_lm::attention")
-def _(q, k, v, biases, edges, causal, scale):
+def _(q, k, v, seen, causal, scale):
     return empty_like(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.register_fake("lit_small_lm::attention_backward")
-def _(grad, q, k, v, out, logs, biases, edges, causal, scale):
+def _(grad, q, k, v, out, logs, seen, causal, scale):
     return tuple(empty_like(part, part.shape[3]) for part in (q, k, v))
 
 
 def _keep(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, biases, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, *output, *biases)
+    q, k, v, seen, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, *output, seen)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Any, ...]:
-    q, k, v, out, logs, *biases = ctx.saved_tensors
-    found = torch.ops.lit_small_lm.attention_backward(grad, q, k, v, out, logs, biases, *ctx.settings)
-    return *found, [None] * len(biases), None, None, None
+    found = torch.ops.lit_small_lm.attention_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return *found, None, None, None
 
 
 torch.library.register_autograd("lit_small_lm::attention", _backward, setup_context=_keep)
 
 
-def _computed(q: Sequence[int], edges: Sequence[int] | None, causal: bool) -> int:
-    """Pairs of a query and a key, in all rows and heads, of queries of this shape (B, H, T, K)."""
-    if edges is not None:
-        return pairs_of(q, edges)
+def _computed(q: Sequence[int], causal: bool) -> int:
+    """Pairs of a query and a key, in all rows and heads, of queries of this shape (B, H, T, K); more than are computed
+    where a mask says so."""
     rows, heads, time = q[:3]
     ends = [min(first + QUERIES, time) for first in range(0, time, QUERIES)] if causal else [time]
     return rows * heads * sum((last - first) * last for first, last in itertools.pairwise([0, *ends]))
 
 
 @register_flop_formula(torch.ops.lit_small_lm.attention)
-def _flops(q, k, v, biases, edges, causal, *args, out_shape=None, **kwargs) -> int:
-    return 2 * _computed(q, edges, causal) * (q[3] + v[3])
+def _flops(q, k, v, seen, causal, *args, out_shape=None, **kwargs) -> int:
+    return 2 * _computed(q, causal) * (q[3] + v[3])
 
 
 @register_flop_formula(torch.ops.lit_small_lm.attention_backward)
-def _backward_flops(grad, q, k, v, out, logs, biases, edges, causal, *args, out_shape=None, **kwargs) -> int:
-    return 2 * _computed(q, edges, causal) * (3 * q[3] + 2 * v[3])
+def _backward_flops(grad, q, k, v, out, logs, seen, causal, *args, out_shape=None, **kwargs) -> int:
+    return 2 * _computed(q, causal) * (3 * q[3] + 2 * v[3])

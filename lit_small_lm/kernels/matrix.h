@@ -34,14 +34,17 @@ class Place {
   at::DataPtr held_;
 };
 
-// Rows of floats in memory, `step` apart.
-struct Matrix {
-  const float* data;
+// Rows in memory, `step` apart.
+template <typename T>
+struct Rows {
+  T* data;
   int64_t step;
 
-  const float* at(int64_t row, int64_t column = 0) const { return data + row * step + column; }
-  Matrix from(int64_t row, int64_t column = 0) const { return {at(row, column), step}; }
+  T* at(int64_t row, int64_t column = 0) const { return data + row * step + column; }
+  Rows from(int64_t row, int64_t column = 0) const { return {at(row, column), step}; }
 };
+
+using Matrix = Rows<const float>;
 
 // c (m, n) = a (m, k) b (k, n), or added to c, whose rows are `step` apart; by oneDNN's kernels for matrices that lie
 // in the cache.

@@ -20,10 +20,9 @@ from lit_small_lm.attending import attend
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.context import Context, Visibility
 from lit_small_lm.errors import RequestError
-from lit_small_lm.kernels import attention, building
+from lit_small_lm.kernels import building
 from lit_small_lm.kernels.attention import kernel_attention
 from lit_small_lm.nn.attention import plain_attention
-from lit_small_lm.pieces import Division
 from lit_small_lm.shapes import FixedShape
 from lit_small_lm.training.compiled import cache_folder, compile_network
 
@@ -40,17 +39,13 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
-def division_of(view, window=None):
-    return Division.of(view, window).turned()
-
-
 @pytest.mark.parametrize("window", [None, 20])
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_plain_twin(kind, packed, window):
     view = view_of(kind, packed)
     parts = parts_of(view)
-    fast = kernel_attention(*parts, division_of(view, window), kind == "causal", scale=0.3)
+    fast = kernel_attention(*parts, view.turned(window), kind == "causal", scale=0.3)
     assert fast.transpose(1, 2).is_contiguous()
     plain = plain_attention(*parts, view.dense(window=window), scale=0.3)
     assert_equal_with_gradients(fast, plain, parts, **CLOSE)
@@ -69,7 +64,7 @@ def test_rows_that_are_not_cut(kind, columns):
 def test_heads_share_keys(groups):
     view = view_of("doubled", True)
     parts = parts_of(view, groups=groups)
-    fast = kernel_attention(*parts, division_of(view), False)
+    fast = kernel_attention(*parts, view.turned(), False)
     assert_equal_with_gradients(fast, plain_attention(*parts, view.dense()), parts, **CLOSE)
 
 
@@ -87,7 +82,7 @@ def test_low_precision_is_rounded_once():
     view = view_of("causal", True)
     parts = parts_of(view)
     with torch.autocast("cpu", torch.bfloat16):
-        fast = kernel_attention(*parts, division_of(view), True)
+        fast = kernel_attention(*parts, view.turned(), True)
     assert fast.dtype == torch.bfloat16
     exact = [part.detach().bfloat16().double().requires_grad_() for part in parts]
     plain = plain_attention(*exact, view.dense())
@@ -117,11 +112,11 @@ def test_large_scores_do_not_overflow():
 def test_the_same_bits_whatever_the_threads():
     view = view_of("doubled", True)
     parts, threads = parts_of(view), torch.get_num_threads()
-    division = division_of(view)
+    seen = view.turned()
 
     def run(count):
         torch.set_num_threads(count)
-        out = kernel_attention(*parts, division, False)
+        out = kernel_attention(*parts, seen, False)
         return [out, *torch.autograd.grad(out, parts, torch.ones_like(out))]
 
     try:
@@ -133,10 +128,9 @@ def test_the_same_bits_whatever_the_threads():
 def test_the_operators_keep_what_operators_promise():
     parts = [part.detach().requires_grad_() for part in parts_of(view_of("causal", False))]
     view = view_of("causal", True)
-    division = division_of(view)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    for biases, edges in (([], None), (division.biases, attention.edges_of(division.pieces))):
-        arguments = (*parts, biases, edges, True, 0.3)
+    for seen in (None, view.turned()):
+        arguments = (*parts, seen, True, 0.3)
         torch.library.opcheck(torch.ops.lit_small_lm.attention.default, arguments, test_utils=tests)
     pair = torch.randn(70, 40), torch.randn(70, 24)
     torch.library.opcheck(torch.ops.lit_small_lm.product_by_weight.default, pair, test_utils=tests[::2])
@@ -161,28 +155,37 @@ def test_a_sum_over_rows(sizes):
     torch.testing.assert_close(found, grad.t() @ h, rtol=1e-4, atol=1e-3)
 
 
-def test_a_bias_is_read_however_it_lies():
+def test_a_mask_is_read_however_it_lies():
     """What lays tensors out for a compiled network does not keep to how they were made."""
     view = view_of("causal", True)
-    division, parts = division_of(view), [part.detach() for part in parts_of(view)]
-    edges = attention.edges_of(division.pieces)
-    wanted, found = ([], [])
-    for biases, results in ((division.biases, wanted), ([b.mT.contiguous().mT for b in division.biases], found)):
-        out, logs = torch.ops.lit_small_lm.attention(*parts, biases, edges, False, 0.3)
-        backward = torch.ops.lit_small_lm.attention_backward
-        results += [out, logs, *backward(out, *parts, out, logs, biases, edges, False, 0.3)]
+    parts, wanted, found = [part.detach() for part in parts_of(view)], [], []
+    for seen, results in ((view.turned(), wanted), (view.turned().mT.contiguous().mT, found)):
+        out, logs = torch.ops.lit_small_lm.attention(*parts, seen, False, 0.3)
+        results += [out, logs, *torch.ops.lit_small_lm.attention_backward(out, *parts, out, logs, seen, False, 0.3)]
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("seen_by", ["itself", "every seventh", "the last"])
+def test_blocks_of_keys_that_nobody_sees_are_left_out(seen_by):
+    """Runs of them anywhere, of which none, one or many are left to a strip of queries."""
+    columns = 300
+    query, key = torch.arange(columns), torch.arange(columns).unsqueeze(1)
+    seen = {
+        "itself": query == key, "every seventh": (query == key) | ((key // 64) % 2 == 0) & (query % 7 == 0),
+        "the last": (key == columns - 1).expand(columns, columns),
+    }[seen_by].expand(1, 1, columns, columns)  # fmt: skip
+    parts = parts_of(view_of("causal", False, half=columns))
+    fast = kernel_attention(*parts, seen)
+    assert_equal_with_gradients(fast, plain_attention(*parts, seen.mT), parts, **CLOSE)
 
 
 def test_what_would_be_read_past_its_end_is_refused():
     view = view_of("causal", True)
-    division, (q, k, v) = division_of(view), (part.detach() for part in parts_of(view))
-    edges, biases = attention.edges_of(division.pieces), division.biases
+    seen, (q, k, v) = view.turned(), (part.detach() for part in parts_of(view))
     for wrong in (
-        (q, k, v.bfloat16(), [], None), (q.double(), k.double(), v.double(), [], None), (q, k[:, :, :-1], v, [], None),
-        (q, k, v[:1], [], None), (q[:, :3], k, v, [], None), (q, k[..., :-1], v, [], None), (q, k, v, [], edges),
-        (q, k, v, biases, [HALF + 1, *edges[1:]]), (q, k, v, [bias[..., :-1] for bias in biases], edges),
-        (q, k, v, [bias.double() for bias in biases], edges),
+        (q, k, v.bfloat16(), None), (q.double(), k.double(), v.double(), None), (q, k[:, :, :-1], v, None),
+        (q, k, v[:1], None), (q[:, :3], k, v, None), (q, k[..., :-1], v, None), (q, k, v, seen[..., :-1]),
+        (q, k, v, seen.repeat(2, 1, 1, 1)), (q, k, v, seen.float()), (q, k, v, seen[:0]),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match="attention: "):
             torch.ops.lit_small_lm.attention(*wrong, False, 0.3)
