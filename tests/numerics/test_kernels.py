@@ -15,7 +15,7 @@ import torch
 import torch._functorch.config
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_small_lm import attending, piecewise, products
+from lit_small_lm import attending, products
 from lit_small_lm.attending import attend
 from lit_small_lm.backbone import Backbone, BackboneSpec
 from lit_small_lm.context import Context, Visibility
@@ -209,7 +209,6 @@ def taken(monkeypatch):
     monkeypatch.setattr(products, "gradient_by_weight", noted("products", products.gradient_by_weight))
     monkeypatch.setattr(products, "SUITED", True)
     monkeypatch.setattr(products, "LEAST_WORK", 1)
-    monkeypatch.setattr(piecewise, "LEAST", dict.fromkeys(piecewise.LEAST, (1, 0)))
     torch.compiler.reset()
     yield seen
     torch.compiler.reset()
@@ -234,6 +233,25 @@ def test_compiled_networks_take_them(kind, taken):
     fast = torch.compile(mix, fullgraph=True)(h, lambda *parts: attend(*parts, ctx))
     assert_equal_with_gradients(fast, plain, [weight], rtol=1e-3, atol=1e-3)
     assert set(taken) == {"attention", "products"}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@torch._functorch.config.patch(donated_buffer=False)  # the comparison keeps both graphs
+def test_a_graph_for_rows_of_many_widths_takes_them(packed):
+    torch.compiler.reset()
+    compiled = torch.compile(lambda ctx, *parts: attend(*parts, ctx), fullgraph=True)
+
+    def compare(half):
+        view = view_of("doubled", packed, half=half)
+        parts = parts_of(view)
+        wanted = plain_attention(*parts, view.dense())
+        assert_equal_with_gradients(compiled(Context(view), *parts), wanted, parts, **CLOSE)
+
+    compare(70), compare(71)  # of a second width, torch.compile learns that widths vary
+    with torch.compiler.set_stance("fail_on_recompile"), torch.profiler.profile() as found:
+        compare(85)
+    assert any(event.name == "lit_small_lm::attention_backward" for event in found.events())
+    torch.compiler.reset()
 
 
 @pytest.mark.slow
