@@ -11,7 +11,7 @@ import itertools
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,14 +21,20 @@ from measuring.cases import CASES
 from measuring.peer import steps_of
 from measuring.record import say
 from measuring.text import write
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from lit_small_lm.batch import Batch
 
 WARM = 2
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_mm", "mkldnn", "mkl::")
+PRODUCTS = (
+    "aten::mm", "aten::addmm", "aten::bmm", "aten::_mm", "mkldnn", "mkl::", "lit_small_lm::product",
+    "lit_small_lm::nll_and_gradients",
+)  # fmt: skip
+"""How names begin; the last one is the kernel of the head's loss, whose cross entropy is not apart."""
+ATTENTION = ("scaled_dot_product", "flash_attention", "lit_small_lm::attention", "lit_small_lm::piecewise_attention")
 KINDS = {
-    "attention": ("scaled_dot_product", "flash_attention"),
+    "attention": ATTENTION,
     "cross entropy": ("log_softmax", "nll_loss", "logsumexp", "cross_entropy"),
     "optimizer": ("adamw", "Optimizer."),
     "clipping": ("norm", "foreach"),
@@ -36,14 +42,19 @@ KINDS = {
     "elementwise": (
         "aten::mul", "aten::add", "aten::sub", "aten::div", "aten::neg", "aten::silu", "aten::sigmoid", "aten::pow",
         "aten::mean", "aten::sum", "aten::rsqrt", "aten::exp", "aten::tanh", "aten::where", "cpp_fused",
+        "Call CompiledFxGraph",
     ),
 }  # fmt: skip
 """Parts of the names of operations; the first kind that has one takes it."""
 ORDER = ("products of the layers", "products of the head", *KINDS, "python, dispatch, autograd")
 
 
-def kind_of(name: str, shapes: Iterable[Sequence[int]], vocab_size: int) -> str:
-    """The kind of work of an operation with inputs of these shapes."""
+def kind_of(names: Sequence[str], shapes: Iterable[Sequence[int]], vocab_size: int) -> str:
+    """The kind of work of an operation with inputs of these shapes; behind its own name those of what called it, since
+    attention is made of many operations."""
+    if any(part in name for name in names for part in ATTENTION):
+        return "attention"
+    name = names[0]
     if name.startswith(PRODUCTS):
         return ORDER[any(vocab_size in shape for shape in shapes)]
     found = (kind for kind, parts in KINDS.items() if any(part in name for part in parts))
@@ -60,10 +71,17 @@ def shares(peer: str, shape: str, batches: Sequence[Batch]) -> dict[str, float]:
         for number, batch in enumerate(batches[WARM:], WARM):
             step(batch, number)
     spent = Counter()
-    for event in found.key_averages(group_by_input_shape=True):
+    for event in found.events():
         given = [given for given in event.input_shapes if isinstance(given, (list, tuple))]
-        spent[kind_of(event.key, given, case.vocab_size)] += event.self_cpu_time_total
+        spent[kind_of(list(_outwards(event)), given, case.vocab_size)] += event.self_cpu_time_total
     return {kind: round(100 * spent[kind] / spent.total(), 1) for kind in ORDER}
+
+
+def _outwards(event: FunctionEvent) -> Iterator[str]:
+    """Its name, and those of all that it was called by."""
+    while event is not None:
+        yield event.name
+        event = event.cpu_parent
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:

@@ -60,7 +60,7 @@ class GatedFFN(TwoMaps):
     def run(self, h: Tensor, ctx: Context, into: Map, out_of: Map) -> Tensor:
         joined = into(h)
         joined = joined if self.canon is None else self.canon(joined, ctx)
-        gate, up = joined.unflatten(-1, (-1, 2, self.width)).unbind(-2)  # (B, T, G, F/G) each
+        gate, up = joined.unflatten(-1, (-1, 2 * self.width)).chunk(2, -1)  # (B, T, G, F/G) each
         hidden = (self.activation(gate) * up).flatten(-2)  # (B, T, F)
         hidden = hidden if self.canon_hidden is None else self.canon_hidden(hidden, ctx)
         out = out_of(hidden)
