@@ -10,7 +10,7 @@
 
 #pragma once
 
-#include "matrix.h"
+#include "strips.h"
 
 #include <ATen/ops/empty.h>
 
@@ -23,120 +23,6 @@ namespace lit_small_lm {
 namespace {
 
 using at::Tensor;
-
-constexpr int64_t QUERIES = 64;  // of a strip; with 32 and with 128 it takes 3 and 20 % longer
-constexpr int64_t KEYS = 64;     // of a block
-constexpr float NONE = -std::numeric_limits<float>::infinity();
-
-struct Run {
-  int64_t first, last;
-
-  int64_t length() const { return last - first; }
-};
-
-// Keys of a block that some queries of a strip see and others do not, and the row where they have their scores.
-struct Mixed {
-  Run keys;
-  int64_t row;
-};
-
-// Queries, and the keys that any of them sees: by whole blocks, so that products have few different sizes, for each of
-// which oneDNN makes code.
-struct Strip {
-  Run queries;
-  std::vector<Run> keys;
-  std::vector<Mixed> mixed;
-  Rows<const bool> seen;  // (S, T): whether a key is seen by a query; none: all are, unless the row is causal
-  bool causal;
-
-  int64_t count() const { return queries.length(); }
-
-  int64_t size() const {
-    int64_t total = 0;
-    for (const Run& run : keys) {
-      total += run.length();
-    }
-    return total;
-  }
-
-  // Call f(keys, row) for each run of keys, which have their scores from this row on.
-  template <typename F>
-  void each(F f) const {
-    int64_t row = 0;
-    for (const Run& run : keys) {
-      f(run, row);
-      row += run.length();
-    }
-  }
-
-  // Look at the mask of a block of keys, and take it if any of them is seen.
-  void look(Run block) {
-    bool any = false, all = true;
-    for (int64_t key = block.first; key < block.last; key++) {
-      const bool* row = seen.at(key, queries.first);
-      for (int64_t query = 0; query < count(); query++) {
-        any |= row[query], all &= row[query];
-      }
-    }
-    if (!any) {
-      return;
-    }
-    if (!all) {
-      mixed.push_back({block, size()});
-    }
-    if (!keys.empty() && keys.back().last == block.first) {
-      keys.back().last = block.last;
-    } else {
-      keys.push_back(block);
-    }
-  }
-};
-
-// The strips of a row with so many columns.
-std::vector<Strip> strips_of(Rows<const bool> seen, int64_t columns, bool causal) {
-  std::vector<Strip> found;
-  for (int64_t first = 0; first < columns; first += QUERIES) {
-    const Run queries{first, std::min(first + QUERIES, columns)};
-    const int64_t end = causal ? queries.last : columns;
-    Strip strip{queries, {}, {}, seen, causal};
-    if (!seen.data) {
-      strip.keys.push_back({0, end});
-    }
-    for (int64_t key = 0; seen.data && key < end; key += KEYS) {
-      strip.look({key, std::min(key + KEYS, end)});
-    }
-    found.push_back(std::move(strip));
-  }
-  return found;
-}
-
-// The strips of all rows; where one row stands for all, of that.
-class Strips {
- public:
-  Strips(const std::optional<Tensor>& seen, int64_t columns, bool causal) {
-    const int64_t rows = seen ? seen->size(0) : 1;
-    for (int64_t b = 0; b < rows; b++) {
-      const Rows<const bool> mask{seen ? seen->const_data_ptr<bool>() + b * columns * columns : nullptr, columns};
-      rows_.push_back(strips_of(mask, columns, causal));
-    }
-  }
-
-  const std::vector<Strip>& of(int64_t b) const { return rows_[rows_.size() > 1 ? b : 0]; }
-
-  // The largest number of keys.
-  int64_t most() const {
-    int64_t found = 0;
-    for (const auto& row : rows_) {
-      for (const Strip& strip : row) {
-        found = std::max(found, strip.size());
-      }
-    }
-    return found;
-  }
-
- private:
-  std::vector<std::vector<Strip>> rows_;
-};
 
 // Heads of a tensor (B, H, T, K), whose channels lie side by side.
 template <typename T>
@@ -218,7 +104,7 @@ struct Forward {
   float* logs;
   const Strips& strips;
   float scale;
-  int64_t step = padded(k.columns) + WIDTH;  // not a power of two, of which few fit into a cache
+  int64_t step = stepped(k.columns);
   Place keys{k.columns, k.width}, values{v.columns, v.width}, values_turned{v.width, step}, near{QUERIES, q.width},
       near_turned{q.width, QUERIES}, scores{strips.most(), QUERIES}, inverse{1, QUERIES}, log{1, QUERIES},
       found{QUERIES, v.width}, found_turned{v.width, QUERIES};
@@ -276,7 +162,7 @@ struct Backward {
   const float* logs;
   const Strips& strips;
   float scale;
-  int64_t step = padded(k.columns) + WIDTH;
+  int64_t step = stepped(k.columns);
   Place keys{k.columns, k.width}, values{v.columns, v.width}, keys_turned{k.width, step}, near{QUERIES, q.width},
       near_turned{q.width, QUERIES}, upon{QUERIES, v.width}, upon_turned{v.width, QUERIES}, found{QUERIES, v.width},
       shares{strips.most(), QUERIES}, slopes{strips.most(), QUERIES}, log{1, QUERIES}, mean{1, QUERIES},
@@ -364,8 +250,9 @@ void verify(const Tensor& q, const Tensor& k, const Tensor& v, const std::option
   }
   TORCH_CHECK(k.size(3) == q.size(3) && q.size(1) % k.size(1) == 0, "attention: keys ", k.sizes(), " beside queries ",
               q.sizes());
-  TORCH_CHECK(!seen || (seen->scalar_type() == at::kBool && (seen->size(0) == 1 || seen->size(0) == q.size(0)) &&
-                        seen->numel() == seen->size(0) * q.size(2) * q.size(2)),
+  TORCH_CHECK(!seen || (seen->scalar_type() == at::kBool && seen->dim() == 4 && seen->size(1) == 1 &&
+                        (seen->size(0) == 1 || seen->size(0) == q.size(0)) && seen->size(2) == q.size(2) &&
+                        seen->size(3) == q.size(2)),
               "attention: a mask ", seen ? seen->sizes() : q.sizes(), " beside queries ", q.sizes());
 }
 

@@ -18,7 +18,7 @@ import torch
 
 from lit_small_lm.errors import RequestError, shown
 
-NAMES = ("kernels.cpp", "attention.h", "head.h", "products.h", "matrix.h")
+NAMES = ("kernels.cpp", "attention.h", "head.h", "products.h", "strips.h", "matrix.h")
 SOURCES = tuple(Path(__file__).parent / name for name in NAMES)
 CAPABILITY = "AVX512"
 """The only processors that they were measured on."""

@@ -1,4 +1,4 @@
-// The head's loss and both its gradients, with the logits of some hundred positions in memory at once.
+// The head's loss and both its gradients, with the logits of some positions in memory at once.
 //
 // Logits are held turned, ids by positions: the head's weights are read as they lie, and sums over ids run down
 // columns. Ids are taken by blocks that stay in the processor's cache. The first sweep leaves of each block the shares
@@ -22,7 +22,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t IDS = 128;  // of a block; half and twice as many take as long
+constexpr int64_t IDS = 128;  // of a block, unless threads would have none; half and twice as many take as long
 
 // What is asked of M positions, and where the answers go.
 struct Question {
@@ -30,10 +30,8 @@ struct Question {
   const int64_t* targets;  // (M,)
   const float* weights;    // (M,); none: all are one
   at::IntArrayRef impossible;
-  int64_t width, ids;               // D, V
+  int64_t width, ids;              // D, V
   float *nats, *of_h, *of_weight;   // (M,), (M, D), (V, D)
-
-  int64_t blocks() const { return (ids + IDS - 1) / IDS; }
 };
 
 // Scores of a block of ids (count, t) become shares of their sum that are yet to be divided by it; the largest score
@@ -58,18 +56,21 @@ C10_NOINLINE void take_shares(float* scores, int64_t count, int64_t t, float* mo
 class Loss {
  public:
   Loss(const Question& asked, int64_t rows)
-      : asked_(asked), h_turned_(asked.width, padded(rows)), scores_(asked.ids, padded(rows)),
-        most_(asked.blocks(), padded(rows)), factors_(asked.blocks(), padded(rows)), wanted_(1, padded(rows)),
-        weights_(1, padded(rows)), by_h_((at::get_num_threads() - 1) * rows, asked.width) {}
+      : asked_(asked), ids_(std::clamp(padded(asked.ids / at::get_num_threads()), WIDTH, IDS)),
+        blocks_((asked.ids + ids_ - 1) / ids_), parts_(std::min<int64_t>(at::get_num_threads(), blocks_)),
+        h_(padded(rows), asked.width), h_turned_(asked.width, padded(rows)), scores_(asked.ids, padded(rows)),
+        most_(blocks_, padded(rows)), sums_(blocks_, padded(rows)), wanted_(1, padded(rows)),
+        weights_(1, padded(rows)), by_h_(parts_ * padded(rows), asked.width) {}
 
   void piece(int64_t first, int64_t count) {
     first_ = first, count_ = count, t_ = padded(count);
-    h_turned_.clear(), wanted_.clear(), weights_.clear();
-    turn(h(), count, asked_.width, h_turned_.data(), t_);
+    h_.clear(), wanted_.clear(), weights_.clear();
+    std::copy_n(asked_.h.at(first), count * asked_.width, h_.data());
+    turn(h(), t_, asked_.width, h_turned_.data(), t_);
     for (int64_t column = 0; column < count; column++) {
       weights_.data()[column] = asked_.weights ? asked_.weights[first + column] : 1;
     }
-    at::parallel_for(0, asked_.blocks(), 1, [&](int64_t from, int64_t to) {
+    at::parallel_for(0, blocks_, 1, [&](int64_t from, int64_t to) {
       for (int64_t block = from; block < to; block++) {
         score(block);
       }
@@ -81,18 +82,22 @@ class Loss {
 
  private:
   Question asked_;
-  Place h_turned_, scores_, most_, factors_, wanted_, weights_, by_h_;
+  int64_t ids_, blocks_, parts_;  // ids of a block, how many blocks, and among how many threads
+  Place h_, h_turned_, scores_;     // padded with zeros, so that products have few different sizes
+  Place most_;                      // of each block and position the largest score, then e^(it - the largest of all)
+  Place sums_;                      // of each block and position the sum of shares, then what these are multiplied with
+  Place wanted_, weights_, by_h_;   // the targets' scores, then their nats
   int64_t first_ = 0, count_ = 0, t_ = 0;
 
-  Matrix h() const { return asked_.h.from(first_); }
-  int64_t ids_of(int64_t block) const { return std::min(IDS, asked_.ids - block * IDS); }
-  float* scores_of(int64_t block) { return scores_.data() + block * IDS * t_; }
+  Matrix h() { return {h_.data(), asked_.width}; }
+  int64_t ids_of(int64_t block) const { return std::min(ids_, asked_.ids - block * ids_); }
+  float* scores_of(int64_t block) { return scores_.data() + block * ids_ * t_; }
 
   // Call f(score, column) for each position whose target is in this block.
   template <typename F>
   void each_target(int64_t block, F f) {
     for (int64_t column = 0; column < count_; column++) {
-      const int64_t row = asked_.targets[first_ + column] - block * IDS;
+      const int64_t row = asked_.targets[first_ + column] - block * ids_;
       if (row >= 0 && row < ids_of(block)) {
         f(scores_of(block)[row * t_ + column], column);
       }
@@ -100,20 +105,19 @@ class Loss {
   }
 
   void score(int64_t block) {
-    const Matrix queries{h_turned_.data(), t_};
-    multiply(ids_of(block), t_, asked_.width, asked_.weight.from(block * IDS), queries, scores_of(block), t_, false);
+    const Matrix queries{h_turned_.data(), t_}, weight = asked_.weight.from(block * ids_);
+    multiply(ids_of(block), t_, asked_.width, weight, queries, scores_of(block), t_, false);
     for (const int64_t id : asked_.impossible) {
-      if (id / IDS == block) {
+      if (id / ids_ == block) {
         std::fill_n(scores_.data() + id * t_, t_, -std::numeric_limits<float>::infinity());
       }
     }
     each_target(block, [&](float score, int64_t column) { wanted_.data()[column] = score; });
-    take_shares(scores_of(block), ids_of(block), t_, most_.data() + block * t_, factors_.data() + block * t_);
+    take_shares(scores_of(block), ids_of(block), t_, most_.data() + block * t_, sums_.data() + block * t_);
   }
 
-  // The nats of each position, and what the shares of each block have to be multiplied with.
   void normalise() {
-    const int64_t end = asked_.blocks() * t_;
+    const int64_t end = blocks_ * t_;
     for (int64_t column = 0; column < t_; column += WIDTH) {
       Vector largest = Vector::loadu(most_.data() + column), total(0);
       for (int64_t at = column; at < end; at += t_) {
@@ -122,49 +126,48 @@ class Loss {
       for (int64_t at = column; at < end; at += t_) {
         const Vector part = (Vector::loadu(most_.data() + at) - largest).exp();
         part.store(most_.data() + at);
-        total = total + part * Vector::loadu(factors_.data() + at);
+        total = total + part * Vector::loadu(sums_.data() + at);
       }
       const Vector factor = Vector::loadu(weights_.data() + column) / total;
       for (int64_t at = column; at < end; at += t_) {
-        (Vector::loadu(most_.data() + at) * factor).store(factors_.data() + at);
+        (Vector::loadu(most_.data() + at) * factor).store(sums_.data() + at);
       }
-      (total.log() + largest - Vector::loadu(wanted_.data() + column)).store(wanted_.data() + column);
+      (total.log() + (largest - Vector::loadu(wanted_.data() + column))).store(wanted_.data() + column);
     }
     std::copy_n(wanted_.data(), count_, asked_.nats + first_);
   }
 
-  // Every thread adds up its own blocks' part of the gradient by h; the first one where it belongs.
+  // Every thread adds up its own blocks' part of the gradient by h.
   void differentiate() {
-    const int64_t parts = at::get_num_threads(), size = count_ * asked_.width, blocks = asked_.blocks();
-    float* of_h = asked_.of_h + first_ * asked_.width;
-    std::fill_n(of_h, size, 0);
-    by_h_.clear();
-    at::parallel_for(0, parts, 1, [&](int64_t from, int64_t to) {
-      Place scores_turned(count_, IDS);
+    const int64_t size = t_ * asked_.width;
+    at::parallel_for(0, parts_, 1, [&](int64_t from, int64_t to) {
+      Place shares_turned(t_, ids_);
       for (int64_t part = from; part < to; part++) {
-        float* by_h = part ? by_h_.data() + (part - 1) * size : of_h;
-        for (int64_t block = part * blocks / parts; block < (part + 1) * blocks / parts; block++) {
-          derive(block, scores_turned, by_h);
+        const int64_t first = part * blocks_ / parts_, last = (part + 1) * blocks_ / parts_;
+        for (int64_t block = first; block < last; block++) {
+          derive(block, shares_turned, by_h_.data() + part * size, block > first);
         }
       }
       multiplied();
     });
-    for (int64_t part = 1; part < parts; part++) {
-      at::vec::map2([](Vector x, Vector y) { return x + y; }, of_h, of_h, by_h_.data() + (part - 1) * size, size);
+    for (int64_t part = 1; part < parts_; part++) {
+      float* sum = by_h_.data();
+      at::vec::map2([](Vector x, Vector y) { return x + y; }, sum, sum, sum + part * size, size);
     }
+    std::copy_n(by_h_.data(), count_ * asked_.width, asked_.of_h + first_ * asked_.width);
   }
 
-  void derive(int64_t block, Place& scores_turned, float* by_h) {
-    const int64_t ids = ids_of(block), width = asked_.width, from = block * IDS;
-    float* found = scores_of(block);
+  void derive(int64_t block, Place& shares_turned, float* by_h, bool add) {
+    const int64_t ids = ids_of(block), width = asked_.width, from = block * ids_;
+    float* shares = scores_of(block);
     for (int64_t row = 0; row < ids; row++) {
-      at::vec::map2([](Vector x, Vector y) { return x * y; }, found + row * t_, found + row * t_,
-                    factors_.data() + block * t_, t_);
+      at::vec::map2([](Vector x, Vector y) { return x * y; }, shares + row * t_, shares + row * t_,
+                    sums_.data() + block * t_, t_);
     }
-    each_target(block, [&](float& score, int64_t column) { score -= weights_.data()[column]; });
-    turn({found, t_}, ids, count_, scores_turned.data(), IDS);
-    multiply(ids, width, count_, {found, t_}, h(), asked_.of_weight + from * width, width, first_ > 0);
-    multiply(count_, width, ids, {scores_turned.data(), IDS}, asked_.weight.from(from), by_h, width, true);
+    each_target(block, [&](float& share, int64_t column) { share -= weights_.data()[column]; });
+    turn({shares, t_}, ids, t_, shares_turned.data(), ids_);
+    multiply(ids, width, t_, {shares, t_}, h(), asked_.of_weight + from * width, width, first_ > 0);
+    multiply(t_, width, ids, {shares_turned.data(), ids_}, asked_.weight.from(from), by_h, width, add);
   }
 };
 

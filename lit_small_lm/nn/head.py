@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import register_flop_formula
 
-from lit_small_lm.context import Context
+from lit_small_lm.context import Context, Summing
 from lit_small_lm.kernels import head as kernels
 from lit_small_lm.products import linear
 from lit_small_lm.transforms import transformed
@@ -26,7 +26,8 @@ CHUNK_LOGITS = 1 << 26
 SUMMED_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Logits that `summed_nll` holds at once, by the kind of device, ..."""
 SUMMED_ROWS = 256
-"""... but not fewer than those of so many targets: each piece reads and writes the head's whole gradient."""
+"""... but not fewer than those of so many targets: each piece reads and writes the head's whole gradient. The kernel
+takes no more at once, with any number of ids."""
 Pieces = Literal["plain", "compiled"]
 
 
@@ -184,27 +185,9 @@ def _summed(
     """The sum, the nats (M,), and the gradients of the sum by h and by weight; computed in `dtype`, so many rows at
     once."""
     if pieces == "compiled" and softcap is None and kernels.takes(h, weight, dtype):
-        given = None if weights is None else weights.to(dtype)
-        found = torch.ops.lit_small_lm.nll_and_gradients(h, weight, targets, given, impossible, rows)
-    else:
-        score = _compiled() if pieces == "compiled" and h.is_cuda else _nll_and_gradient
-        found = _by_pieces(h, weight, targets, weights, softcap, impossible, dtype, rows, score)
-    nll = found[0]
-    return (nll if weights is None else nll * weights).sum(), *found
-
-
-def _by_pieces(
-    h: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    softcap: float | None,
-    impossible: Sequence[int],
-    dtype: torch.dtype,
-    rows: int,
-    score: Callable[..., tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The nats (M,), and the gradients of their weighted sum by h and by weight; each piece scored by `score`."""
+        found = kernels.nll_and_gradients(h, weight, targets, weights, impossible, min(rows, SUMMED_ROWS))
+        return Summing(weights).of(found[0]), *found
+    score = _compiled() if pieces == "compiled" and h.is_cuda else _nll_and_gradient
     nats, h_grads, total = [], [], None
     with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
         head = weight.to(dtype)
@@ -214,7 +197,8 @@ def _by_pieces(
             nats.append(nll)
             h_grads.append(linear(grad, head.t()).to(h.dtype))  # (m, D)
             total = _accumulated(total, grad.t(), given, weight.dtype)  # (V, D)
-    return torch.cat(nats), torch.cat(h_grads), total
+    nll = torch.cat(nats)
+    return Summing(weights).of(nll), nll, torch.cat(h_grads), total
 
 
 @_summed.register_fake

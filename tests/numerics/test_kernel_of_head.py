@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from lit_small_lm.nn.head import plain_nll, summed_nll
 
 pytestmark = pytest.mark.usefixtures("kernels")
-SIZES = [(1, 1, 1), (5, 3, 130), (40, 17, 128), (33, 64, 300), (130, 40, 701)]
-"""Positions, width and ids."""
+SIZES = [(1, 1, 1), (5, 3, 130), (40, 17, 128), (33, 64, 300), (130, 40, 701), (700, 24, 260)]
+"""Positions, width and ids; the last are bytes, of which more positions pay at once in plain pieces."""
 
 
 def drawn(positions, width, ids):
@@ -63,6 +63,24 @@ def test_large_and_small_logits(scale):
     plain = plain_nll(scale * h, weight, targets).sum()
     torch.testing.assert_close(total, plain)
     torch.testing.assert_close(*(torch.autograd.grad(out, weight)[0] for out in (total, plain)), rtol=1e-4, atol=1e-3)
+
+
+def test_nats_keep_their_digits_where_all_logits_are_large():
+    """They are whole numbers, so that none of them is rounded; the largest is subtracted before anything else."""
+    h, weight, targets, _ = drawn(50, 8, 300)
+    h, weight = (torch.cat([part.detach().round(), torch.ones(len(part), 1)], 1) for part in (h, weight))
+    h[:, -1] = 1e5
+    _, nats = summed_nll(h.requires_grad_(), weight, targets, pieces="compiled")
+    exact = plain_nll(h.double(), weight.double(), targets)
+    torch.testing.assert_close(nats.double(), exact.detach(), rtol=1e-6, atol=2e-6)
+
+
+def test_an_almost_certain_target():
+    """What is left of the sum beside it is rounded once."""
+    h, weight = torch.tensor([[1.0]], requires_grad=True), torch.tensor([[12.0], [0.0], [-1.0]])
+    _, nats = summed_nll(h, weight, torch.tensor([0]), pieces="compiled")
+    exact = plain_nll(h.double(), weight.double(), torch.tensor([0]))
+    torch.testing.assert_close(nats.double(), exact.detach(), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -123,6 +141,13 @@ def test_what_would_be_read_past_its_end_is_refused():
             torch.ops.lit_small_lm.nll_and_gradients(*wrong, 16)
     with pytest.raises(RuntimeError, match="rows at once"):
         torch.ops.lit_small_lm.nll_and_gradients(h, weight, targets, weights, [], 0)
+
+
+def test_targets_and_weights_of_other_types():
+    h, weight, targets, weights = drawn(20, 8, 300)
+    wanted, _ = summed_nll(h, weight, targets, weights, pieces="compiled")
+    found, _ = summed_nll(h, weight, targets.int(), weights.double(), pieces="compiled")
+    torch.testing.assert_close(found.float(), wanted)
 
 
 def test_it_is_taken_in_compiled_networks_alone():

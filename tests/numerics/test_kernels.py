@@ -179,13 +179,23 @@ def test_blocks_of_keys_that_nobody_sees_are_left_out(seen_by):
     assert_equal_with_gradients(fast, plain_attention(*parts, seen.mT), parts, **CLOSE)
 
 
+def test_queries_that_see_nothing_have_no_answer():
+    """As with the plain twin; no Visibility has such."""
+    q, k, v = (part.detach() for part in parts_of(view_of("causal", False, half=100)))
+    seen = torch.ones(1, 1, 100, 100, dtype=torch.bool)
+    seen[..., 64:] = False
+    found = kernel_attention(q, k, v, seen)
+    torch.testing.assert_close(found, plain_attention(q, k, v, seen.mT), equal_nan=True, **CLOSE)
+    assert found[:, :, 64:].isnan().all()
+
+
 def test_what_would_be_read_past_its_end_is_refused():
     view = view_of("causal", True)
     seen, (q, k, v) = view.turned(), (part.detach() for part in parts_of(view))
     for wrong in (
         (q, k, v.bfloat16(), None), (q.double(), k.double(), v.double(), None), (q, k[:, :, :-1], v, None),
         (q, k, v[:1], None), (q[:, :3], k, v, None), (q, k[..., :-1], v, None), (q, k, v, seen[..., :-1]),
-        (q, k, v, seen.repeat(2, 1, 1, 1)), (q, k, v, seen.float()), (q, k, v, seen[:0]),
+        (q, k, v, seen.repeat(2, 1, 1, 1)), (q, k, v, seen.float()), (q, k, v, seen[:0]), (q, k, v, seen[:, 0]),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match="attention: "):
             torch.ops.lit_small_lm.attention(*wrong, False, 0.3)
