@@ -38,6 +38,8 @@ OBJECTIVES: dict[str, Objective] = {
 RATE, CLIP = 1e-3, 1.0
 SIZE = 1024
 """Of the matrices that are multiplied."""
+PRODUCTS = 10
+"""Of a step."""
 Loss = Callable[[Batch, int], Tensor]
 """Of a batch at a step."""
 
@@ -190,11 +192,12 @@ def trained(name: str, case: Case, batches: Sequence[Batch]) -> None:
 
 
 def multiplied(steps: int) -> None:
-    """Take steps of one product of square matrices each."""
-    turns, factor = Turns(), torch.ones(SIZE, SIZE)
-    turns.ready(gflop=2 * SIZE**3 / 1e9)
+    """Take steps of some products of square matrices each: the first finds nothing in the processor's cache."""
+    turns, factor, product = Turns(), torch.ones(SIZE, SIZE), torch.empty(SIZE, SIZE)
+    turns.ready(gflop=PRODUCTS * 2 * SIZE**3 / 1e9)
     for _ in range(steps):
-        factor @ factor
+        for _ in range(PRODUCTS):
+            torch.mm(factor, factor, out=product)
         turns.step()
 
 
