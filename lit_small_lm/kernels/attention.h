@@ -14,10 +14,8 @@
 
 #include <ATen/ops/empty.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
-#include <vector>
 
 namespace lit_small_lm {
 namespace {

@@ -13,6 +13,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -31,7 +32,7 @@ struct Question {
   const float* weights;    // (M,); none: all are one
   at::IntArrayRef impossible;
   int64_t width, ids;              // D, V
-  float *nats, *of_h, *of_weight;   // (M,), (M, D), (V, D)
+  float *nats, *of_h, *of_weight;  // (M,), (M, D), (V, D)
 };
 
 // Scores of a block of ids (count, t) become shares of their sum that are yet to be divided by it; the largest score
@@ -83,10 +84,12 @@ class Loss {
  private:
   Question asked_;
   int64_t ids_, blocks_, parts_;  // ids of a block, how many blocks, and among how many threads
-  Place h_, h_turned_, scores_;     // padded with zeros, so that products have few different sizes
-  Place most_;                      // of each block and position the largest score, then e^(it - the largest of all)
-  Place sums_;                      // of each block and position the sum of shares, then what these are multiplied with
-  Place wanted_, weights_, by_h_;   // the targets' scores, then their nats
+  Place h_, h_turned_, scores_;   // padded with zeros, so that products have few different sizes
+  Place most_;                    // of each block and position the largest score, then e^(it - the largest of all)
+  Place sums_;                    // of each block and position the sum of shares, then what these are multiplied with
+  Place wanted_;                  // the scores of the targets, then their nats
+  Place weights_;                 // of the positions
+  Place by_h_;                    // each thread's part of the gradient by h
   int64_t first_ = 0, count_ = 0, t_ = 0;
 
   Matrix h() { return {h_.data(), asked_.width}; }
@@ -109,7 +112,7 @@ class Loss {
     multiply(ids_of(block), t_, asked_.width, weight, queries, scores_of(block), t_, false);
     for (const int64_t id : asked_.impossible) {
       if (id / ids_ == block) {
-        std::fill_n(scores_.data() + id * t_, t_, -std::numeric_limits<float>::infinity());
+        std::fill_n(scores_.data() + id * t_, t_, NONE);
       }
     }
     each_target(block, [&](float score, int64_t column) { wanted_.data()[column] = score; });
@@ -171,6 +174,25 @@ class Loss {
   }
 };
 
+// Refuse what would be read past its end, or as another type.
+void verify(const Tensor& h, const Tensor& weight, const Tensor& targets, const Tensor& weights,
+            at::IntArrayRef impossible, int64_t rows) {
+  for (const Tensor& x : {h, weight, weights}) {
+    TORCH_CHECK(!x.defined() || x.scalar_type() == at::kFloat, "nll_and_gradients: ", x.scalar_type(),
+                "; allowed: float32");
+  }
+  const int64_t count = h.size(0), ids = weight.size(0);
+  TORCH_CHECK(weight.size(1) == h.size(1) && targets.numel() == count &&
+                  (!weights.defined() || weights.numel() == count),
+              "nll_and_gradients: ", h.sizes(), ", ", weight.sizes(), " and ", targets.sizes());
+  TORCH_CHECK(rows > 0, "nll_and_gradients: ", rows, " rows at once; at least 1");
+  const auto known = [ids](int64_t id) {
+    TORCH_CHECK(id >= 0 && id < ids, "nll_and_gradients: ", id, " of ", ids, " ids");
+  };
+  std::for_each_n(targets.const_data_ptr<int64_t>(), count, known);
+  std::for_each(impossible.begin(), impossible.end(), known);
+}
+
 // h (M, D), weight (V, D), targets (M,), weights (M,) -> the nats (M,), and the gradients of their weighted sum by h
 // and by weight; so many rows of h at once.
 std::tuple<Tensor, Tensor, Tensor> nll_and_gradients(const Tensor& h_, const Tensor& weight_, const Tensor& targets_,
@@ -178,29 +200,17 @@ std::tuple<Tensor, Tensor, Tensor> nll_and_gradients(const Tensor& h_, const Ten
                                                      int64_t rows) {
   const Tensor h = h_.contiguous(), weight = weight_.contiguous(), targets = targets_.contiguous();
   const Tensor weights = weights_ ? weights_->contiguous() : Tensor();
+  verify(h, weight, targets, weights, impossible, rows);
   const int64_t count = h.size(0), width = h.size(1), ids = weight.size(0);
-  for (const Tensor& x : {h, weight, weights}) {
-    TORCH_CHECK(!x.defined() || x.scalar_type() == at::kFloat, "nll_and_gradients: ", x.scalar_type(),
-                "; allowed: float32");
-  }
-  TORCH_CHECK(weight.size(1) == width && targets.numel() == count && (!weights_ || weights.numel() == count),
-              "nll_and_gradients: ", h.sizes(), ", ", weight.sizes(), " and ", targets.sizes());
-  TORCH_CHECK(rows > 0, "nll_and_gradients: ", rows, " rows at once; at least 1");
-  const int64_t* target = targets.const_data_ptr<int64_t>();
-  for (int64_t row = 0; row < count; row++) {
-    TORCH_CHECK(target[row] >= 0 && target[row] < ids, "nll_and_gradients: target ", target[row], " of ", ids, " ids");
-  }
-  for (const int64_t id : impossible) {
-    TORCH_CHECK(id >= 0 && id < ids, "nll_and_gradients: impossible id ", id, " of ", ids);
-  }
   Tensor nats = at::empty({count}, h.options()), of_h = at::empty({count, width}, h.options());
   if (count == 0) {
     return {nats, of_h, at::zeros_like(weight)};
   }
   Tensor of_weight = at::empty({ids, width}, weight.options());
-  const Question asked{{h.const_data_ptr<float>(), width}, {weight.const_data_ptr<float>(), width}, target,
-                       weights_ ? weights.const_data_ptr<float>() : nullptr, impossible, width, ids,
-                       nats.data_ptr<float>(), of_h.data_ptr<float>(), of_weight.data_ptr<float>()};
+  const Question asked{{h.const_data_ptr<float>(), width}, {weight.const_data_ptr<float>(), width},
+                       targets.const_data_ptr<int64_t>(), weights_ ? weights.const_data_ptr<float>() : nullptr,
+                       impossible, width, ids, nats.data_ptr<float>(), of_h.data_ptr<float>(),
+                       of_weight.data_ptr<float>()};
   Loss loss(asked, std::min(rows, count));
   for (int64_t first = 0; first < count; first += rows) {
     loss.piece(first, std::min(rows, count - first));

@@ -9,11 +9,13 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace lit_small_lm {
 
 using Vector = at::vec::Vectorized<float>;
 constexpr int64_t WIDTH = Vector::size();
+constexpr float NONE = -std::numeric_limits<float>::infinity();  // the score of what is not seen, or not possible
 
 // The next whole number of vectors.
 inline int64_t padded(int64_t size) {

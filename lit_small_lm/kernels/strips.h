@@ -3,7 +3,6 @@
 
 #include "matrix.h"
 
-#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -15,7 +14,6 @@ using at::Tensor;
 
 constexpr int64_t QUERIES = 64;  // of a strip; with 32 and with 128 it takes 3 and 20 % longer
 constexpr int64_t KEYS = 64;     // of a block
-constexpr float NONE = -std::numeric_limits<float>::infinity();
 
 struct Run {
   int64_t first, last;
