@@ -203,13 +203,13 @@ def table(rows: list[Row], found: Found) -> str:
 
 
 def profile(lines: list[Line]) -> str:
-    """A column for each shape and peer that was profiled."""
-    profiled = [line for line in lines if line["benchmark"] == "profiling"]
-    columns = {f"{line['shape']} {line['label']}": line["percent"] for line in profiled}
+    """A column for each shape and peer that was profiled, of the latest line."""
+    profiled = {f"{line['shape']} {line['label']}": line for line in lines if line["benchmark"] == "profiling"}
+    columns = {name: line["percent"] for name, line in profiled.items()}
     kinds = [kind for column in columns.values() for kind in column]
     text = ["| per cent of a step", *columns], ["| ---", *("---" for _ in columns)]
     rows = ([f"| {kind}", *(str(column[kind]) for column in columns.values())] for kind in dict.fromkeys(kinds))
-    where = dict.fromkeys(f"`{line['command']}`, {line['commit']}, load {line['load']}" for line in profiled)
+    where = dict.fromkeys(f"`{line['command']}`, {line['commit']}, load {line['load']}" for line in profiled.values())
     return "\n".join([*(f"{' | '.join(row)} |" for row in (*text, *rows)), "", f"{'; '.join(where)}."])
 
 
