@@ -87,8 +87,7 @@ class Division(NamedTuple):
     @classmethod
     def of(cls, view: Visibility, window: int | None = None) -> "Division":
         """The division of whole rows."""
-        chosen, biases = pieces(view, window), []
-        view = view if view.layout is None else Visibility.laid_out(view.layout, view.positions.device)
+        chosen, biases, view = pieces(view, window), [], view.alike
         for piece in chosen:
             query, keys = _places(view.place, piece.queries), _places(view.place, *piece.keys)
             seen = view.visible(query.unsqueeze(-1), keys.unsqueeze(-2), window).unsqueeze(1)  # (B, 1, T, S)

@@ -69,7 +69,7 @@ def piecewise_attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if division is None:
         return _attention(q, k, v, [], None, scale)
-    return _attention(q, k, v, division.biases, edges_of(division.pieces), scale)
+    return _attention(q, k, v, division.biases, _edges_of(division.pieces), scale)
 
 
 class Tile(NamedTuple):
@@ -297,7 +297,7 @@ def empty_like(like: Tensor, width: int) -> Tensor:
     return like.new_empty(rows, time, heads, width).transpose(1, 2)
 
 
-def edges_of(cut: Sequence[QueryPiece]) -> list[int]:
+def _edges_of(cut: Sequence[QueryPiece]) -> list[int]:
     """For each piece the columns where its queries begin and end, and where two runs of keys do; of the second there
     may be none."""
     return [edge for piece in cut for run in (piece.queries, *(*piece.keys, Run(0, 0))[:2]) for edge in run]
@@ -321,7 +321,7 @@ def causal_rows(columns: int, device: torch.device) -> Division:
     return Division.of(Visibility.rows(torch.empty(1, columns, device=device)))
 
 
-def pairs_of(shape: Sequence[int], cuts: Sequence[int] | None) -> int:
+def _pairs_of(shape: Sequence[int], cuts: Sequence[int] | None) -> int:
     """Pairs of a query and a key, in all rows and heads, of queries of this shape (B, H, T, K)."""
     cut = pieces(Visibility.rows(torch.empty(1, shape[2], device="meta"))) if cuts is None else _cut(cuts)
     return shape[0] * shape[1] * sum(piece.pairs for piece in cut)
@@ -329,9 +329,9 @@ def pairs_of(shape: Sequence[int], cuts: Sequence[int] | None) -> int:
 
 @register_flop_formula(torch.ops.lit_small_lm.piecewise_attention)
 def _flops(q, k, v, biases, cuts, *args, out_shape=None, **kwargs) -> int:
-    return 2 * pairs_of(q, cuts) * (q[3] + v[3])
+    return 2 * _pairs_of(q, cuts) * (q[3] + v[3])
 
 
 @register_flop_formula(torch.ops.lit_small_lm.piecewise_attention_backward)
 def _backward_flops(grad, q, k, v, biases, cuts, *args, out_shape=None, **kwargs) -> int:
-    return 2 * pairs_of(q, cuts) * (3 * q[3] + 2 * v[3])
+    return 2 * _pairs_of(q, cuts) * (3 * q[3] + 2 * v[3])

@@ -122,6 +122,11 @@ class Visibility:
             return None
         return Layout(self.positions.shape[1], self.start, self.kind, self.block_size, self.clean, self.finished)
 
+    @property
+    def alike(self) -> "Visibility":
+        """One row for all where rows lie alike in every batch, and otherwise the rows as they are."""
+        return self if self.layout is None else Visibility.laid_out(self.layout, self.positions.device)
+
     def annealed(self, ahead: float, key: int) -> "Visibility":
         """The same rows seen causally, and beside that each later position of a document with chance `ahead`.
 
@@ -198,8 +203,8 @@ class Visibility:
     def turned(self, window: int | None = None) -> Tensor:
         """The mask of whole rows the other way round, (B, 1, S, T): whether a key (S) is seen by a query (T). B is 1
         where one row stands for all."""
-        view = self if self.layout is None else Visibility.laid_out(self.layout, self.positions.device)
-        return self.visible(view.place.unsqueeze(-2), view.place.unsqueeze(-1), window).unsqueeze(1)
+        place = self.alike.place
+        return self.visible(place.unsqueeze(-2), place.unsqueeze(-1), window).unsqueeze(1)
 
     def neighbour(self, j: int) -> tuple[Tensor, Tensor]:
         """The j-th left neighbour of every position: its index in the row (B, T), and whether there is one (B, T).

@@ -20,8 +20,6 @@
 namespace lit_small_lm {
 namespace {
 
-using at::Tensor;
-
 // Heads of a tensor (B, H, T, K), whose channels lie side by side.
 template <typename T>
 struct Heads {

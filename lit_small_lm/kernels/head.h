@@ -21,8 +21,6 @@
 namespace lit_small_lm {
 namespace {
 
-using at::Tensor;
-
 constexpr int64_t IDS = 128;  // of a block, unless threads would have none; half and twice as many take as long
 
 // What is asked of M positions, and where the answers go.

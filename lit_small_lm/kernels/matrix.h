@@ -13,6 +13,7 @@
 
 namespace lit_small_lm {
 
+using at::Tensor;
 using Vector = at::vec::Vectorized<float>;
 constexpr int64_t WIDTH = Vector::size();
 constexpr float NONE = -std::numeric_limits<float>::infinity();  // the score of what is not seen, or not possible

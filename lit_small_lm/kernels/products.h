@@ -16,8 +16,6 @@
 namespace lit_small_lm {
 namespace {
 
-using at::Tensor;
-
 constexpr int64_t ROWS = 512;     // of a chunk
 constexpr int64_t COLUMNS = 64;   // of a block of the sum
 constexpr int64_t OUTPUTS = 128;  // of a block of the sum

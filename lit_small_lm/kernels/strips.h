@@ -10,8 +10,6 @@
 namespace lit_small_lm {
 namespace {
 
-using at::Tensor;
-
 constexpr int64_t QUERIES = 64;  // of a strip; with 32 and with 128 it takes 3 and 20 % longer
 constexpr int64_t KEYS = 64;     // of a block
 

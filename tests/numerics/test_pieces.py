@@ -65,6 +65,16 @@ def test_the_pieces_together_are_the_dense_mask(kind, packed, window, size):
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_turned_mask_is_the_dense_one(kind, packed, window):
+    view = view_of(kind, packed)
+    turned = view.turned(window)
+    assert len(turned) == (ROWS if view.layout is None else 1)
+    assert torch.equal(turned.mT.expand(ROWS, -1, -1, -1), view.dense(window=window))
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_plain_twin(kind, packed, window):
     view = view_of(kind, packed)
     parts = parts_of(view)
